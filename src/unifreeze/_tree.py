@@ -1,0 +1,184 @@
+"""A model as plain data: layers that own parameters and buffers. Everything but the backends works on this."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Literal
+
+Status = Literal["trainable", "frozen", "buffer"]
+Inference = Literal["norm", "all"]
+
+KINDS = (
+    "dense",
+    "conv",
+    "depthwise_conv",
+    "conv_transpose",
+    "embedding",
+    "batch_norm",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
+    "attention",
+    "recurrent",
+    "dropout",
+    "activation",
+    "pooling",
+    "input",
+    "container",
+    "other",
+)
+
+
+# Not frozen=True: a tree of a large model has hundreds of thousands of these, and a frozen dataclass takes five times as long to make.
+@dataclass(slots=True, eq=False)
+class Parameter:
+    """One array of a layer: a parameter that an optimizer would train, or a buffer that none does. Never changed once made.
+
+    Attributes:
+        path: Dotted path from the model's root, such as ``layer1.0.conv1.weight``.
+        shape: The array's shape.
+        dtype: The framework-neutral name of the element type, such as ``float32``.
+        nbytes: Size in bytes; 0 where the framework can't tell.
+        status: ``trainable``, ``frozen`` or ``buffer``.
+        role: The field's name for what the array does in its layer: ``kernel``, ``bias``, ``scale``, ``embedding``, ``recurrent_kernel``;
+            for a buffer ``mean``, ``variance``, ``count``, ``rng``; otherwise the array's own name.
+        array: The framework's own array or variable. It is compared by identity only, which is how shared parameters are found.
+        untrainable: Why it can't be trained (``"int8 has no gradient"``), or empty.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    status: Status
+    role: str
+    array: object = field(repr=False)
+    untrainable: str = ""
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """A node of the model's tree. Never changed once made.
+
+    Attributes:
+        path: Dotted path from the root; the root's is empty.
+        kind: The field's name for what the layer does, one of ``KINDS`` where one fits.
+        type: The framework's own class name, such as ``Conv2d``.
+        parameters: The parameters that this layer owns itself.
+        buffers: The buffers that this layer owns itself.
+        children: The layers inside, in the model's order.
+        inference: How this layer is held at inference behaviour now, or ``None`` when it follows the model's mode.
+        output_shape: Shape of the output without computing anything, with ``None`` for a free axis; ``None`` where unknown.
+        native: The framework's own layer, or ``None``. It is compared by identity only.
+        lost_order: Empty, or why the order of the children is not the model's.
+        hidden_state: Whether the layer may keep state that this tree does not show, as a normalisation whose statistics lie in another tree.
+    """
+
+    path: str
+    kind: str
+    type: str
+    parameters: tuple[Parameter, ...] = ()
+    buffers: tuple[Parameter, ...] = ()
+    children: tuple[Layer, ...] = ()
+    inference: Inference | None = None
+    output_shape: tuple[int | None, ...] | None = None
+    native: object = field(default=None, repr=False)
+    lost_order: str = ""
+    hidden_state: bool = False
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the layer itself owns a parameter or a buffer. A random-number state alone does not count: dropout has one in some frameworks only."""
+        return bool(self.parameters) or any(buffer.role != "rng" for buffer in self.buffers)
+
+    def walk(self) -> Iterator[Layer]:
+        """Yields this layer and everything below it, parents first, in the model's order."""
+        pending = [self]
+        while pending:
+            layer = pending.pop()
+            yield layer
+            if layer.children:
+                pending.extend(reversed(layer.children))
+
+    def arrays(self) -> Iterator[Parameter]:
+        """Yields every parameter and buffer in this subtree; a shared one at each of its paths."""
+        for layer in self.walk():
+            yield from layer.parameters
+            yield from layer.buffers
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that freezing decides about a model.
+
+    Attributes:
+        frozen: Paths of the frozen parameters.
+        inference: For each layer that is held at inference behaviour, how.
+    """
+
+    frozen: frozenset[str] = frozenset()
+    inference: Mapping[str, Inference] = field(default_factory=dict)
+
+
+def state_of(layers: list[Layer]) -> State:
+    """Reads the state that the layers of a tree show."""
+    return State(
+        frozenset(p.path for layer in layers for p in layer.parameters if p.status == "frozen"),
+        {layer.path: layer.inference for layer in layers if layer.inference is not None},
+    )
+
+
+def with_state(tree: Layer, state: State) -> Layer:
+    """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags)."""
+
+    def status(parameter: Parameter) -> Parameter:
+        if parameter.untrainable:
+            return parameter
+        return replace(parameter, status="frozen" if parameter.path in state.frozen else "trainable")
+
+    done: dict[str, Layer] = {}
+    for layer in reversed(list(tree.walk())):
+        done[layer.path] = replace(
+            layer,
+            parameters=tuple(map(status, layer.parameters)),
+            children=tuple(done[child.path] for child in layer.children),
+            inference=state.inference.get(layer.path),
+        )
+    return done[tree.path]
+
+
+def natural(name: str) -> tuple[object, ...]:
+    """Sorts ``Dense_2`` before ``Dense_10``.
+
+    >>> sorted(["Dense_10", "Dense_2"], key=natural)
+    ['Dense_2', 'Dense_10']
+    """
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part)
+
+
+def unique(parameters: Iterator[Parameter]) -> Iterator[Parameter]:
+    """Yields each array once, at the first path that reaches it."""
+    known: set[int] = set()
+    for parameter in parameters:
+        if id(parameter.array) not in known:
+            known.add(id(parameter.array))
+            yield parameter
