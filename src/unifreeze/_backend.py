@@ -1,0 +1,86 @@
+"""The waist: what the core asks of a backend, and what it gets back. ``unifreeze.plugin`` is the door to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._tree import Layer, State
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a backend is asked to bring about.
+
+    Attributes:
+        tree: What ``Backend.layers`` returned for the model just now.
+        state: The state that the whole model shall be in.
+        parameters: Paths of the parameters that this call is about, with every other path of a shared one. Their flags are set, and undo
+            restores them; all others are left alone.
+        layers: Paths of the layers that this call is about; their inference behaviour is set (``state.inference.get(path)``), and undo restores it.
+    """
+
+    tree: Layer
+    state: State
+    parameters: frozenset[str]
+    layers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What came of a request.
+
+    Attributes:
+        model: What the ``Freezing`` keeps as its model.
+        undo: Restores exactly what was there before; the second call does nothing.
+        tools: An object whose public attributes the ``Freezing`` offers as its own: the verbs that the framework's training code needs
+            (``optimizer``, ``value_and_grad``). If it is hashable and equal by content, so is the ``Freezing``.
+        skipped: For each parameter that was asked for and could not be changed, why.
+    """
+
+    model: object
+    undo: Callable[[], None] = lambda: None
+    tools: object = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """Who speaks for a framework.
+
+    Attributes:
+        name: The name that users see, such as ``torch``.
+        in_place: Whether ``apply`` changes the model itself, so that ``layers`` shows what is frozen. Where a model can't carry any state
+            (a pytree), set it to ``False``: ``layers`` then reports every parameter as trainable, and the ``Freezing`` carries the state.
+    """
+
+    name: str
+    in_place: bool = True
+
+    @abstractmethod
+    def layers(self, model: Any) -> Layer:
+        """Reads the model as a tree, without any effect: no forward pass, no change of mode, no allocation, no random numbers.
+
+        Raises:
+            UnbuiltModelError: If the parameters do not exist yet.
+        """
+
+    @abstractmethod
+    def apply(self, model: Any, request: Request) -> Applied:
+        """Brings about the requested state, or raises and has changed nothing.
+
+        ``contextlib.ExitStack`` does the bookkeeping: register how to restore a thing before changing it, and return ``stack.pop_all().close`` as undo.
+        """
+
+    def fingerprint(self, array: Any) -> Hashable:
+        """Returns a value that changes whenever a byte of the array changes; ``None`` for an array that holds no values.
+
+        The default suits arrays that offer Python's buffer protocol.
+        """
+        import hashlib
+
+        return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
+
+    def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
+        """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

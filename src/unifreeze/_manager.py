@@ -1,0 +1,158 @@
+"""Wakes the backend whose framework is awake, and asks who speaks for a model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from ._backend import Backend
+from .errors import BackendError, UnknownModelError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    import pluggy
+
+_GROUP = "unifreeze"
+_EXTRAS = {"flax.nnx": "flax"}
+_lock = RLock()
+
+
+@cache
+def _manager() -> pluggy.PluginManager:
+    # Here, not above: with what it imports, pluggy is most of what `import unifreeze` would cost.
+    import pluggy
+
+    from .plugin import Hooks
+
+    manager = pluggy.PluginManager(_GROUP)
+    manager.add_hookspecs(Hooks)
+    return manager
+
+
+@cache
+def _known() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=_GROUP)}
+
+
+def _wake() -> dict[str, ImportError]:
+    """Loads the backend of every framework that the program has imported by now, and returns what could not be loaded.
+
+    A framework that is only another's engine (JAX under Keras) may lack what its own backend needs; that must not stop the one that is asked for.
+    """
+    manager = _manager()
+    failed = {}
+    for name, point in _known().items():
+        if name in sys.modules and not manager.has_plugin(name):
+            try:
+                manager.register(point.load(), name=name)
+            except ImportError as error:
+                failed[name] = error
+            manager.check_pending()
+    return failed
+
+
+def backend_of(model: object) -> Backend:
+    """Returns the backend that speaks for ``model``.
+
+    Raises:
+        UnknownModelError: If none does; the message says which frameworks are awake and how to get others.
+        BackendError: If none does and a backend could not be loaded, or if a plugin answers with something that is no backend.
+    """
+    with _lock:
+        failed = _wake()
+        found = _manager().hook.unifreeze_backend(model=model)
+    if found is None and failed:
+        reasons = [f"  {name}: {error}; {_install(name)}" for name, error in failed.items()]
+        raise BackendError("\n".join([f"No backend speaks for {type(model).__qualname__}, and some could not be loaded.", *reasons]))
+    if found is None:
+        raise UnknownModelError(_unknown(model))
+    if not isinstance(found, Backend):
+        raise BackendError(f"A plugin answered unifreeze_backend with {found!r}, which is no Backend.\n  A hook that does not know a model returns None.")
+    return found
+
+
+def _unknown(model: object) -> str:
+    kind = type(model)
+    awake = [info.name for info in backends() if info.awake]
+    lines = [f"{kind.__module__}.{kind.__qualname__} is no model that a backend speaks for.", f"  awake backends: {', '.join(awake) or 'none'}"]
+    if isinstance(model, dict | list | tuple):
+        empty = "it is empty" if not model else "its leaves are no JAX arrays" if "jax" in awake else "a tree of arrays belongs to JAX: import jax first"
+        lines.append(f"  {empty}; a tree for the jax backend holds at least one floating-point array.")
+    elif isinstance(model, type):
+        lines.append(f"  it is a class: give an instance, {kind.__name__ if kind is not type else model.__name__}(…).")
+    asleep = [info for info in backends() if not info.installed]
+    if asleep:
+        lines.append("  other backends: " + "; ".join(f"{info.name}: {info.install}" for info in asleep))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """A backend that is known here.
+
+    Attributes:
+        name: Import name of the package whose models it speaks for.
+        provider: The module that holds the backend.
+        installed: Whether that package can be imported.
+        awake: Whether the program has imported it, so that its models are accepted now.
+        version: The package's version, or empty.
+        install: How to install it, as a sentence.
+    """
+
+    name: str
+    provider: str
+    installed: bool
+    awake: bool
+    version: str
+    install: str
+
+
+def backends() -> list[BackendInfo]:
+    """Lists the backends, what is installed and awake, and how to install the rest. Imports no framework.
+
+    >>> from unifreeze import backends
+    >>> [info.name for info in backends() if info.name == "torch"]
+    ['torch']
+    """
+    return [
+        BackendInfo(
+            name=name,
+            provider=point.value,
+            installed=_installed(name),
+            awake=name in sys.modules,
+            version=_version(name),
+            install=_install(name),
+        )
+        for name, point in sorted(_known().items())
+    ]
+
+
+def _install(name: str) -> str:
+    point = _known().get(name)
+    ours = point is None or point.dist is None or point.dist.name == "unifreeze"
+    package = f"'unifreeze[{_EXTRAS.get(name, name)}]'" if ours else name.partition(".")[0]
+    return f"install it with pip install {package}"
+
+
+def _installed(name: str) -> bool:
+    root = name.partition(".")[0]
+    return root in sys.modules or find_spec(root) is not None
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+    root = name.partition(".")[0]
+    for distribution in [root, *packages_distributions().get(root, ())] if _installed(name) else []:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return ""

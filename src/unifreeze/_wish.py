@@ -1,0 +1,134 @@
+"""The wish: what one call or recipe asks for, path by path, made into a request once sharing is resolved."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ._backend import Request
+from ._resolve import resolve_parameters
+from ._scene import Selection
+from ._tree import Inference, Layer, Parameter, State
+from .errors import ConflictError, NothingSelectedError, UntrainableError
+
+Held = Literal["norm", "all", "none"]
+
+
+class Wish:
+    """Collects what is asked for, and changes nothing."""
+
+    def __init__(self, tree: Layer, label: str) -> None:
+        self.tree, self.label = tree, label
+        self.nodes = list(tree.walk())
+        self.picked: set[str] = set()
+        self.skipped: dict[str, str] = {}
+        self._asked: dict[str, bool] = {}
+        self._left_out: set[str] = set()
+        self._held: dict[str, Inference | None] = {}
+
+    def add(self, selection: Selection, params: object, inference: Held, *, frozen: bool) -> None:
+        """Adds that the selected layers, or some of their parameters, shall be frozen or trainable.
+
+        Raises:
+            NothingSelectedError: If nothing would come of it.
+            UntrainableError: If all that is to be trained can't be.
+        """
+        layers = [layer for layer in self.nodes if layer.path in selection.layers]
+        chosen = [parameter for layer in layers for parameter in layer.parameters]
+        if params is not None:
+            chosen = resolve_parameters(params, chosen, self.label)
+        if not frozen:
+            chosen = self._trainable(chosen)
+        self._asked |= dict.fromkeys((parameter.path for parameter in chosen), frozen)
+        if selection.excluded:
+            self._left_out |= {p.path for layer in self.nodes if layer.path in selection.excluded for p in layer.parameters}
+        self._left_out -= self._asked.keys()
+        whole = layers if params is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
+        self._held |= {layer.path: _how(layer, inference if frozen else "none") for layer in whole}
+        self.picked |= selection.layers
+        if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
+            raise NothingSelectedError(
+                f"The selector picks only layers without parameters or buffers of {self.label}.\n"
+                f"  picked: {', '.join(layer.path for layer in layers[:5])}\n"
+                "  Only inference='all' does anything to such layers."
+            )
+
+    def _trainable(self, chosen: list[Parameter]) -> list[Parameter]:
+        self.skipped |= {parameter.path: parameter.untrainable for parameter in chosen if parameter.untrainable}
+        able = [parameter for parameter in chosen if not parameter.untrainable]
+        if chosen and not able:
+            reasons = "\n".join(f"  {parameter.path}: {parameter.untrainable}" for parameter in chosen[:5])
+            raise UntrainableError(
+                f"None of the picked parameters of {self.label} can be trained.\n{reasons}\n  Pick others, or convert them to floating point first."
+            )
+        return able
+
+    def _all_frozen(self, layer: Layer) -> bool:
+        return all(self._asked.get(p.path, p.status == "frozen") for p in layer.parameters)
+
+    def request(self, base: State, *, exact: bool = False) -> Request:
+        """Returns what to ask the backend for: the wish, on top of ``base``.
+
+        Args:
+            base: What stays where the wish says nothing.
+            exact: Whether the request is about the whole model, so that ``base`` is brought about too.
+
+        Raises:
+            ConflictError: If two statuses were asked for one shared parameter.
+        """
+        settled = self._settled()
+        frozen = {path for path in base.frozen if settled.get(path, True)} | {path for path, value in settled.items() if value}
+        held = self._without_torn_containers({**base.inference, **self._held})
+        inference = {path: how for path, how in held.items() if how is not None}
+        parameters = {p.path for layer in self.nodes for p in layer.parameters} if exact else settled.keys()
+        torn = {path for path, how in base.inference.items() if held[path] != how}
+        layers = {layer.path for layer in self.nodes} if exact else self._held.keys() | torn
+        return Request(self.tree, State(frozenset(frozen), inference), frozenset(parameters), frozenset(layers))
+
+    def _without_torn_containers(self, held: dict[str, Inference | None]) -> dict[str, Inference | None]:
+        """A container runs wholly as at inference only if everything in it does: what it hands down would reach the layers that train."""
+        whole: dict[str, bool] = {}
+        for layer in reversed(self.nodes):
+            whole[layer.path] = held.get(layer.path) == "all" and all(whole[child.path] for child in layer.children)
+            if held.get(layer.path) == "all" and not whole[layer.path]:
+                held[layer.path] = _how(layer, "norm")
+        return held
+
+    def _settled(self) -> dict[str, bool]:
+        """Gives every path of a shared parameter the status that was asked for one of them."""
+        settled = dict(self._asked)
+        for aliases in _shared(self.nodes):
+            asked = {path: self._asked[path] for path in aliases if path in self._asked}
+            if asked:
+                self._agree(asked | {path: frozen for path, frozen in aliases.items() if path in self._left_out and path not in asked})
+                settled |= dict.fromkeys(aliases, next(iter(asked.values())))
+        return settled
+
+    def _agree(self, statuses: dict[str, bool]) -> None:
+        if len(set(statuses.values())) > 1:
+            frozen, trainable = (next(path for path, value in statuses.items() if value is wanted) for wanted in (True, False))
+            raise ConflictError(
+                f"{frozen} and {trainable} of {self.label} are the same array and can't have different statuses.\n"
+                f"  {frozen} would be frozen, {trainable} trainable\n"
+                "  Pick both or neither; one that is not mentioned follows the other."
+            )
+
+
+def _shared(nodes: list[Layer]) -> list[dict[str, bool]]:
+    """For each parameter that several paths reach: whether it is frozen now, by path."""
+    first: dict[int, Parameter] = {}
+    groups: dict[int, dict[str, bool]] = {}
+    for layer in nodes:
+        for parameter in layer.parameters:
+            found = first.setdefault(id(parameter.array), parameter)
+            if found is not parameter:
+                group = groups.setdefault(id(parameter.array), {found.path: found.status == "frozen"})
+                group[parameter.path] = parameter.status == "frozen"
+    return list(groups.values())
+
+
+def _how(layer: Layer, inference: Held) -> Inference | None:
+    """How a picked layer is held: under ``"norm"`` only what keeps statistics or other state needs holding."""
+    if inference == "all":
+        return "all"
+    keeps_state = layer.hidden_state or any(buffer.role != "rng" for buffer in layer.buffers)
+    return "norm" if inference == "norm" and keeps_state else None

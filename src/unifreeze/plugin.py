@@ -1,0 +1,70 @@
+"""The door for whoever writes a backend: everything that a backend may import stands here.
+
+A backend turns a model into plain data (``layers``) and can set what is frozen (``apply``). It is found through an entry point of the group
+``unifreeze`` whose name is the import name of the package that makes the models; the backend is loaded once that package is imported. See
+"Writing a backend" in the docs for a whole one in eighty lines.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pluggy
+
+from ._backend import Applied, Backend, Request
+from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
+from .errors import BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
+
+__all__ = [
+    "KINDS",
+    "Applied",
+    "Backend",
+    "BackendError",
+    "ExitStack",
+    "Inference",
+    "Layer",
+    "Parameter",
+    "Request",
+    "State",
+    "Status",
+    "UnbuiltModelError",
+    "UnifreezeError",
+    "UnifreezeWarning",
+    "hookimpl",
+    "hookspec",
+    "natural",
+    "role",
+]
+
+hookspec = pluggy.HookspecMarker("unifreeze")
+hookimpl = pluggy.HookimplMarker("unifreeze")
+
+_NORMS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"}
+
+
+class Hooks:
+    """The hooks that unifreeze calls. An entry point's object implements them."""
+
+    @hookspec(firstresult=True)
+    def unifreeze_backend(self, model: object) -> Backend | None:
+        """Returns the backend that speaks for ``model``, or ``None``. Never ``False``, which would count as an answer."""
+
+
+def role(kind: str, name: str) -> str:
+    """Returns the field's name for a parameter, from its layer's kind and its own name.
+
+    >>> role("batch_norm", "weight"), role("conv", "weight"), role("batch_norm", "beta"), role("dense", "b")
+    ('scale', 'kernel', 'bias', 'bias')
+    """
+    plain = name.lower()
+    if plain in {"bias", "beta", "b", "offset"} or "bias" in plain:
+        return "bias"
+    if kind in _NORMS and plain in {"weight", "gamma", "scale", "w"}:
+        return "scale"
+    if kind == "embedding" and plain in {"weight", "embedding", "embeddings", "w"}:
+        return "embedding"
+    if "recurrent_kernel" in plain or plain.startswith("weight_hh"):
+        return "recurrent_kernel"
+    if plain in {"weight", "kernel", "w", "in_proj_weight"} or plain.startswith("weight_ih"):
+        return "kernel"
+    return name
