@@ -1,0 +1,52 @@
+"""One interface for freezing layers and summarising parameters in any deep-learning framework."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, select
+    from ._api import apply, freeze, layers, summary, unfreeze
+    from ._freezing import Freezing, Proof
+    from ._manager import backends
+    from ._recipe import Recipe, Step
+    from ._summary import Summary
+    from .errors import UnifreezeError, UnifreezeWarning
+
+__all__ = [
+    "Freezing",
+    "Proof",
+    "Recipe",
+    "Step",
+    "Summary",
+    "UnifreezeError",
+    "UnifreezeWarning",
+    "apply",
+    "backends",
+    "errors",
+    "freeze",
+    "layers",
+    "select",
+    "summary",
+    "unfreeze",
+]
+
+_ROOMS = {"_api": ("apply", "freeze", "layers", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
+    "_recipe": ("Recipe", "Step"),
+    "_summary": ("Summary",),
+    "errors": ("UnifreezeError", "UnifreezeWarning"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a room when its first name is asked for (PEP 562), so that ``import unifreeze`` costs a library that only might freeze next to nothing."""
+    for room, names in _ROOMS.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+            return value
+    if name in {"errors", "select"}:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,239 @@
+"""The verbs."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+from ._backend import Backend, Request
+from ._freezing import Freezing, bring_about, label_of, read
+from ._manager import backend_of
+from ._recipe import Recipe
+from ._resolve import resolve
+from ._summary import Summary
+from ._tree import Layer, State, state_of
+from ._wish import Held, Wish
+from .errors import ArgumentError, NothingSelectedError, SelectorError, UnifreezeWarning, UntrainableError, near
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _checked(verb: Callable[P, R]) -> Callable[P, R]:
+    """Names the keyword that was meant when an unknown one is given."""
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for unknown in kwargs.keys() - signature.parameters.keys():
+            known = list(signature.parameters)
+            raise ArgumentError(f"{verb.__name__}() has no argument {unknown!r}.\n  it has: {', '.join(known)}\n  {near(unknown, known)}".rstrip())
+        with _undisturbed():
+            return verb(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps the cycle collector away: a tree of a large model is many small objects without cycles, and each would bring on walks over the framework's own."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@_checked
+def freeze(model: object, layers: object = None, *, params: object = None, inference: Held = "norm") -> Freezing:
+    """Freezes layers: nothing in them moves any more, whatever the training code does.
+
+    A freeze adds to what is frozen already. The call resolves everything first and changes the model only then; if it raises, nothing has changed.
+
+    Args:
+        model: A model of any framework that has a backend, or an earlier ``Freezing``.
+        layers: Which layers: a selector, a text (a glob over paths, or the text form of a selector), one of the framework's own layers or classes, or a
+            list of these. ``None`` is the whole model.
+        params: Narrows to some parameters of these layers: a role or a glob (``"bias"``, ``"*.weight"``), a function of ``Parameter``, arrays, or a list.
+        inference: What else is kept still in layers that are frozen whole. ``"norm"``: their statistics and other buffers, and a normalisation layer
+            computes as at inference; dropout stays on. ``"all"``: they run as at inference altogether. ``"none"``: only parameters are frozen.
+
+    Returns:
+        A ``Freezing``, which undoes, verifies, summarises, and serves the training code.
+
+    Raises:
+        NothingSelectedError: If the selector, or a part of it, picks nothing.
+        ConflictError: If a parameter is shared with a layer that the selector leaves out by name.
+        UnknownModelError: If no backend speaks for the model.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import freeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> freeze(model, layers="0")
+        <Freezing of Sequential (torch): 2 of 4 parameters frozen, 2 changed by this call>
+    """
+    return _set(model, layers, params, inference, frozen=True)
+
+
+@_checked
+def unfreeze(model: object, layers: object = None, *, params: object = None) -> Freezing:
+    """Lets layers train again, with their statistics and their mode; with ``params=``, lets only these parameters train and nothing else.
+
+    ``freeze(...).undo()`` restores what was there before; this makes trainable whatever it picks, also what was frozen by hand.
+
+    Args:
+        model: As in ``freeze``.
+        layers: As in ``freeze``.
+        params: As in ``freeze``.
+
+    Returns:
+        A ``Freezing`` that tells how things stand.
+
+    Raises:
+        NothingSelectedError: If the selector, or a part of it, picks nothing.
+        ConflictError: If a parameter is shared with a frozen layer that the selector leaves out by name.
+        UntrainableError: If none of the picked parameters can be trained.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import freeze, unfreeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> f = freeze(model)
+        >>> unfreeze(model, params="bias").trainable
+        ('0.bias', '1.bias')
+    """
+    return _set(model, layers, params, "none", frozen=False)
+
+
+@_checked
+def apply(model: object, recipe: Recipe | Mapping[str, object] | str) -> Freezing:
+    """Makes the state of the model exactly what a recipe says: whatever it does not freeze is trainable afterwards.
+
+    Args:
+        model: As in ``freeze``.
+        recipe: A ``Recipe``, its dictionary form, or its JSON text.
+
+    Returns:
+        A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.
+
+    Raises:
+        RecipeError: If the recipe can't be read.
+        NothingSelectedError: If a step picks nothing in this model; the message names the step.
+        ConflictError: If two layers share a parameter and the recipe gives them different statuses.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import apply
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> apply(model, {"steps": [{"freeze": "~last:1"}]}).frozen
+        ('0.weight', '0.bias')
+    """
+    backend, tree = _read(model)
+    label = label_of(tree, backend)
+    wish = Wish(tree, label)
+    steps = Recipe.read(recipe).steps
+    for place, step in enumerate(steps):
+        try:
+            wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze")
+        except (NothingSelectedError, SelectorError, UntrainableError) as error:
+            raise type(error)(f"steps[{place}]: {error}") from error
+    never = frozenset(parameter.path for layer in wish.nodes for parameter in layer.parameters if parameter.untrainable)
+    knowingly = any(step.layers == "**" and step.params is None for step in steps)
+    return _bring_about(backend, model, wish, wish.request(State(frozen=never), exact=True), knowingly=knowingly)
+
+
+@_checked
+def layers(model: object, layers: object = None) -> tuple[Layer, ...]:
+    """Returns the weighted layers that a selector picks, in the model's order, and changes nothing: a look before a freeze.
+
+    Args:
+        model: As in ``freeze``.
+        layers: As in ``freeze``.
+
+    Raises:
+        NothingSelectedError: If the selector, or a part of it, picks nothing.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import layers
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> [(layer.path, layer.kind) for layer in layers(model, "~first:1")]
+        [('2', 'dense')]
+    """
+    backend, tree = _read(model)
+    picked = resolve(layers, tree, label_of(tree, backend)).layers
+    return tuple(layer for layer in tree.walk() if layer.weighted and layer.path in picked)
+
+
+@_checked
+def summary(model: object, *, depth: int | None = None) -> Summary:
+    """Returns a table of the model's layers, their parameters and status, and true totals. Nothing is computed and nothing is changed.
+
+    Args:
+        model: As in ``freeze``.
+        depth: Shows layers down to this depth; the totals are always of the whole model.
+
+    Returns:
+        A ``Summary``; ``print`` it, or take ``to_dict()``, ``to_json()``, ``to_markdown()``.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import freeze, summary
+        >>> model = torch.nn.Sequential(torch.nn.Linear(100, 32), torch.nn.Linear(32, 10))
+        >>> f = freeze(model, layers="0")
+        >>> totals = summary(model).totals
+        >>> totals.parameters, totals.trainable, totals.frozen
+        (3562, 330, 3232)
+    """
+    backend, tree = _read(model)
+    return Summary.of(tree, label_of(tree, backend), depth=depth)
+
+
+def _read(model: object) -> tuple[Backend, Layer]:
+    """The backend, and the model's tree with everything that is frozen now."""
+    if isinstance(model, Freezing):
+        return model._backend, read(model._backend, model.model, model._state)
+    backend = backend_of(model)
+    backend.adopt(Freezing)
+    return backend, backend.layers(model)
+
+
+def _set(model: object, layers: object, params: object, inference: Held, *, frozen: bool) -> Freezing:
+    if inference not in ("norm", "all", "none"):
+        raise ArgumentError(f"inference={inference!r} is unknown.\n  it is 'norm', 'all' or 'none'\n  {near(str(inference), ['norm', 'all', 'none'])}".rstrip())
+    backend, tree = _read(model)
+    label = label_of(tree, backend)
+    if not frozen and not backend.in_place and not isinstance(model, Freezing):
+        raise ArgumentError(f"{label} carries no state, so nothing is frozen in it.\n  Give the Freezing: unfreeze(freezing, …), where freezing = freeze(…).")
+    wish = Wish(tree, label)
+    wish.add(resolve(layers, tree, label), params, inference, frozen=frozen)
+    return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (layers is None and params is None))
+
+
+def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, *, knowingly: bool) -> Freezing:
+    # Warned before anything changes: where warnings are errors, a call that raises must have changed nothing.
+    every = {parameter.path for layer in wish.nodes for parameter in layer.parameters}
+    if not knowingly and every and every <= request.state.frozen and not every <= state_of(wish.nodes).frozen:
+        _warn(f"Every parameter of {wish.label} is frozen now; nothing will train.\n  unfreeze(model, layers=…) lets a part of it train.")
+    if wish.skipped:
+        shown = ", ".join(f"{path} ({why})" for path, why in list(wish.skipped.items())[:5])
+        _warn(f"{len(wish.skipped)} parameters can't be trained and are left as they are: {shown}")
+    picked = [layer.path for layer in wish.nodes if layer.weighted and layer.path in wish.picked]
+    subject, known = (model.model, model._fingerprints) if isinstance(model, Freezing) else (model, {})
+    return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known)
+
+
+def _warn(message: str) -> None:
+    depth = 2
+    frame = inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").startswith("unifreeze."):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, UnifreezeWarning, stacklevel=depth - 1)

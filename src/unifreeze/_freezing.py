@@ -1,0 +1,282 @@
+"""The Freezing: what is frozen now, what a call changed, how to undo it, and what the training code needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from ._backend import Backend, Request
+from ._summary import Summary
+from ._tree import Layer, Parameter, State, state_of, unique, with_state
+from .errors import ArgumentError, BackendError, FrozenMovedError, near
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Freezing:
+    """What came of a ``freeze``, ``unfreeze`` or ``apply``.
+
+    It is immutable and tells how things stood right after the call. It also offers the verbs that the framework's training code needs, such as
+    ``optimizer``; ``dir(freezing)`` lists them. As a context manager it undoes itself on the way out, also when the block raises.
+
+    Attributes:
+        model: The model. For JAX pytrees, which can't be changed, an abstract copy (shapes and dtypes).
+        frozen: Paths of the parameters that are frozen, of the whole model.
+        trainable: Paths of those that are trainable.
+        held: Paths of the layers that run as at inference.
+        changed: Paths of the parameters whose status this call changed.
+        layers: Paths of the weighted layers that this call picked.
+        skipped: For each parameter that was picked and could not be changed, why.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import freeze
+        >>> from unifreeze.select import first
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> freeze(model, layers=first(1)).frozen
+        ('0.weight', '0.bias')
+    """
+
+    model: Any
+    frozen: tuple[str, ...]
+    trainable: tuple[str, ...]
+    held: tuple[str, ...]
+    changed: tuple[str, ...]
+    layers: tuple[str, ...]
+    skipped: Mapping[str, str]
+    _backend: Backend
+    _label: str
+    _state: State
+    _before: State
+    _revert: Callable[[], None]
+    _tools: object = None
+    _fingerprints: Mapping[str, Hashable] = field(default_factory=dict)
+
+    def undo(self) -> Freezing:
+        """Restores exactly what was there before this call, and says how things stand then. The second call changes nothing more.
+
+        Later calls on the same layers are undone with it, in the opposite order, as nested ``with`` blocks do; those on other layers stay.
+        """
+        self._revert()
+        tree = self._backend.layers(self.model)
+        if self._backend.in_place:
+            return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
+        every = frozenset(parameter.path for layer in tree.walk() for parameter in layer.parameters)
+        request = Request(with_state(tree, self._state), self._before, every, frozenset(layer.path for layer in tree.walk()))
+        return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints)
+
+    def summary(self, *, depth: int | None = None) -> Summary:
+        """Returns the table of layers and totals; see ``unifreeze.summary``."""
+        return Summary.of(read(self._backend, self.model, self._state), self._label, depth=depth)
+
+    def verify(self, model: object = None) -> Proof:
+        """Compares every frozen parameter, and every buffer of a layer that is held, with what it was at the call: byte by byte, by its fingerprint.
+
+        Args:
+            model: The model as it is now. Not needed where the model is changed in place; needed for JAX pytrees, where training makes new arrays.
+
+        Raises:
+            FrozenMovedError: If anything moved, is trainable again, or is no longer there. The message names it.
+            BackendError: If the values of something frozen were not known at the call.
+        """
+        if isinstance(model, Freezing) or (model is None and not self._backend.in_place):
+            raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters as they are now: freezing.verify(params).")
+        tree = self._backend.layers(self.model if model is None else model)
+        now = {parameter.path: parameter for parameter in tree.arrays()}
+        known = {path: before for path, before in self._fingerprints.items() if before is not None}
+        found = [(path, self._objection(now.get(path), before)) for path, before in known.items()]
+        wrong = [f"  {path}: {why}" for path, why in found if why] + [f"  {path}: {why}" for path, why in self._let_go(tree)]
+        if wrong:
+            rest = [f"  … and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+            raise FrozenMovedError("\n".join([f"{len(wrong)} of the promises made for {self._label} are broken.", *wrong[:10], *rest]))
+        unknown = [path for path in self._fingerprints if path not in known]
+        if unknown:
+            raise BackendError(
+                f"The values of {len(unknown)} frozen arrays of {self._label} were not known at the call, so nothing can be said of them.\n"
+                f"  first: {unknown[0]}\n  freezing = freezing.remember(model), given the real arrays, before training, makes them comparable."
+            )
+        return Proof(self._label, tuple(known), sum(now[path].nbytes for path in known))
+
+    def remember(self, model: object) -> Freezing:
+        """Returns this Freezing with the values that its frozen arrays have in ``model``, for ``verify`` to compare with.
+
+        For models that were abstract at the call (``jax.eval_shape``, the meta device), and for JAX when a second freeze started from a ``Freezing``,
+        which keeps no arrays.
+        """
+        if isinstance(model, Freezing):
+            raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters themselves: freezing.remember(params).")
+        arrays = {parameter.path: parameter.array for parameter in self._backend.layers(model).arrays()}
+        missing = [path for path in self._fingerprints if path not in arrays]
+        if missing:
+            raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
+        return replace(self, _fingerprints={path: self._backend.fingerprint(arrays[path]) for path in self._fingerprints})
+
+    def _let_go(self, tree: Layer) -> Iterator[tuple[str, str]]:
+        """The layers that no longer run as at inference; until their statistics move, no array shows it."""
+        how = {layer.path: layer.inference for layer in tree.walk()}
+        for path in self.held if self._backend.in_place else ():
+            if path in how and how[path] is None:
+                yield path, "is no longer held at inference; was it replaced, converted or unfrozen? Freeze again"
+
+    def _objection(self, parameter: Parameter | None, before: Hashable) -> str:
+        if parameter is None:
+            return "is gone; was its layer replaced? Freeze again to cover the new one"
+        if self._backend.in_place and parameter.status == "trainable":
+            return "is trainable again; a flag was changed by hand, or another call unfroze it"
+        now = self._backend.fingerprint(parameter.array)
+        if now is None:
+            return "has no values now (an abstract, deleted or donated array)"
+        if now != before:
+            return "moved" if parameter.status != "buffer" else "moved (statistics or other state); was its layer replaced or converted?"
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        total = len(self.frozen) + len(self.trainable)
+        return f"<Freezing of {self._label}: {len(self.frozen)} of {total} parameters frozen, {len(self.changed)} changed by this call>"
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            if hasattr(self._tools, name):
+                return getattr(self._tools, name)
+            raise AttributeError(f"a Freezing of {self._label} has no {name!r}.\n  it has: {', '.join(dir(self))}\n  {near(name, dir(self))}".rstrip())
+        raise AttributeError(name)
+
+    def __dir__(self) -> list[str]:
+        own = ["changed", "frozen", "held", "layers", "model", "remember", "skipped", "summary", "trainable", "undo", "verify"]
+        return sorted({*own, *(name for name in dir(self._tools) if not name.startswith("_") and self._tools is not None)})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Freezing) or not self._by_content:
+            return self is other
+        return self._tools == other._tools
+
+    def __hash__(self) -> int:
+        return hash(self._tools) if self._by_content else object.__hash__(self)
+
+    @property
+    def _by_content(self) -> bool:
+        return type(self._tools).__eq__ is not object.__eq__ and self._tools is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What ``verify`` found still: every array it compared.
+
+    Attributes:
+        label: The model.
+        arrays: Paths of the arrays that were compared.
+        nbytes: Their size in bytes.
+    """
+
+    label: str
+    arrays: tuple[str, ...]
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"{self.label}: {len(self.arrays)} frozen arrays ({self.nbytes:,} bytes) compared, none moved"
+
+
+def read(backend: Backend, model: object, state: State | None) -> Layer:
+    """Reads the model; where it can't carry its state, that of a Freezing is laid over it."""
+    tree = backend.layers(model)
+    return tree if backend.in_place or state is None else with_state(tree, state)
+
+
+def bring_about(
+    backend: Backend,
+    model: object,
+    request: Request,
+    *,
+    picked: Iterable[str],
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    known: Mapping[str, Hashable] = MappingProxyType({}),
+) -> Freezing:
+    """Asks the backend, and describes what came of it. ``known`` are fingerprints of arrays that an abstract model does not show."""
+    before = state_of(list(request.tree.walk()))
+    applied = backend.apply(model, request)
+    with ExitStack() as safely:
+        safely.callback(applied.undo)
+        tree = backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state)
+        skipped = {**skipped, **applied.skipped}
+        undo = _after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
+        freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
+        blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
+        safely.pop_all()
+    return replace(freezing, _fingerprints={**freezing._fingerprints, **blank}) if any(blank.values()) else freezing
+
+
+# For each model that is changed in place: how to undo what was done to it, in order, and which paths that concerns.
+_done: WeakKeyDictionary[Any, list[tuple[Callable[[], None], frozenset[str]]]] = WeakKeyDictionary()
+
+
+def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
+    """Undoes the later calls on the same paths first, so that undoing out of order ends where undoing in order does."""
+    entry = undo, scope
+    try:
+        _done.setdefault(model, []).append(entry)
+    except TypeError:  # a model that can't be referred to weakly
+        return undo
+
+    def revert() -> None:
+        entries = _done.get(model, [])
+        place = next((i for i, one in enumerate(entries) if one is entry), None)
+        if place is None:
+            return
+        for later in [one for one in reversed(entries[place:]) if one[1] & scope]:
+            later[0]()
+            entries.remove(later)
+
+    return revert
+
+
+def describe(
+    backend: Backend,
+    model: object,
+    tree: Layer,
+    before: State,
+    *,
+    picked: Iterable[str] = (),
+    undo: Callable[[], None] = lambda: None,
+    tools: object = None,
+    skipped: Mapping[str, str] = MappingProxyType({}),
+) -> Freezing:
+    """Reads off a tree what a Freezing tells."""
+    nodes = list(tree.walk())
+    parameters = list(unique(p for layer in nodes for p in layer.parameters))
+    return Freezing(
+        model=model,
+        frozen=tuple(p.path for p in parameters if p.status == "frozen"),
+        trainable=tuple(p.path for p in parameters if p.status == "trainable"),
+        held=tuple(layer.path for layer in nodes if layer.inference is not None),
+        changed=tuple(p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen")),
+        layers=tuple(picked),
+        skipped=MappingProxyType(dict(skipped)),
+        _backend=backend,
+        _label=label_of(tree, backend),
+        _state=state_of(nodes),
+        _before=before,
+        _revert=undo,
+        _tools=tools,
+        _fingerprints=_fingerprints(backend, nodes),
+    )
+
+
+def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
+    """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
+    promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen"]
+    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role != "rng" or layer.inference == "all"]
+    return {p.path: backend.fingerprint(p.array) for p in unique(iter(promised))}
+
+
+def label_of(tree: Layer, backend: Backend) -> str:
+    """What to call the model: ``Sequential (torch)``."""
+    return f"{tree.type} ({backend.name})"

@@ -1,0 +1,273 @@
+"""Summary: what a model is made of and what of it is frozen; data first, rendering apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._tree import Layer, Status
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LayerStatus = Literal["trainable", "frozen", "partial", "held", ""]
+
+
+@dataclass(slots=True)
+class Row:
+    """One layer, with everything inside it. Never changed once made.
+
+    Attributes:
+        path: Dotted path; empty for the root.
+        depth: How deep it lies; 0 for the root.
+        type: The framework's own type.
+        kind: What it does.
+        output_shape: Where it is known without computing anything.
+        parameters: Number of parameter elements in it that no earlier row counts.
+        buffers: Number of buffer elements, counted alike.
+        nbytes: Their bytes.
+        status: ``trainable``, ``frozen`` or ``partial``; ``held`` for a layer without parameters whose state is kept still; empty for one that has nothing.
+        shared_with: Path of the first layer that reaches the same array, where this one only reaches it again.
+    """
+
+    path: str
+    depth: int
+    type: str
+    kind: str
+    output_shape: tuple[int | None, ...] | None
+    parameters: int
+    buffers: int
+    nbytes: int
+    status: LayerStatus
+    shared_with: str = ""
+
+    def cells(self, indent: str) -> tuple[str, ...]:
+        """Returns the row as text, its name indented by depth."""
+        name = indent * self.depth + (self.path.rpartition(".")[2] or self.type)
+        count = f"{self.parameters:,}" if self.parameters or not self.shared_with else ""
+        return name, self.type, _shape(self.output_shape), count, self.status + (f" (shared with {self.shared_with})" if self.shared_with else "")
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over unique arrays, so that a shared one counts once.
+
+    Attributes:
+        parameters: Elements of all parameters: trainable plus frozen.
+        trainable: Elements an optimizer will train.
+        frozen: Elements that are frozen.
+        buffers: Elements of buffers (statistics, random state), which are no parameters.
+        bytes: Bytes of all arrays.
+        bytes_trainable: Bytes of the trainable parameters.
+        bytes_frozen: Bytes of the frozen parameters.
+        bytes_buffers: Bytes of the buffers.
+        bytes_by_dtype: Bytes of all arrays by element type.
+    """
+
+    parameters: int = 0
+    trainable: int = 0
+    frozen: int = 0
+    buffers: int = 0
+    bytes: int = 0
+    bytes_trainable: int = 0
+    bytes_frozen: int = 0
+    bytes_buffers: int = 0
+    bytes_by_dtype: dict[str, int] = field(default_factory=dict)
+
+    def add(self, status: Status, size: int, nbytes: int, dtype: str) -> None:
+        """Counts one array."""
+        if status == "trainable":
+            self.trainable += size
+            self.bytes_trainable += nbytes
+        elif status == "frozen":
+            self.frozen += size
+            self.bytes_frozen += nbytes
+        else:
+            self.buffers += size
+            self.bytes_buffers += nbytes
+        self.parameters = self.trainable + self.frozen
+        self.bytes += nbytes
+        self.bytes_by_dtype[dtype] = self.bytes_by_dtype.get(dtype, 0) + nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A table of a model's layers and true totals.
+
+    Attributes:
+        label: The model, such as ``Sequential (torch)``.
+        rows: A row for each layer, parents first, in the model's order. The root's row stands first.
+        totals: Sums over the whole model.
+    """
+
+    label: str
+    rows: tuple[Row, ...]
+    totals: Totals
+
+    @classmethod
+    def of(cls, tree: Layer, label: str, *, depth: int | None = None) -> Summary:
+        """Reads a summary off a tree, in one pass: linear in the number of layers."""
+        counted = _Count(tree)
+        return cls(label, tuple(row for row in counted.rows if depth is None or row.depth <= depth), counted.totals)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data: ``model``, ``layers`` (one object for each row) and ``totals``."""
+        return {"model": self.label, "layers": [asdict(row) for row in self.rows], "totals": asdict(self.totals)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Returns ``to_dict()`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    def to_markdown(self) -> str:
+        """Returns a Markdown table and the totals below it."""
+        head, *rows = ([cell.replace("|", "\\|") for cell in line] for line in self._table("&nbsp;&nbsp;"))
+        rule = ["--:" if word == _COUNT else "---" for word in head]
+        table = [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
+        return "\n".join([*table, "", *(f"- {line}" for line in self.sentences())])
+
+    def sentences(self) -> list[str]:
+        """Returns the totals in words."""
+        t = self.totals
+        by_dtype = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in sorted(t.bytes_by_dtype.items()))
+        return [
+            f"Parameters: {t.parameters:,} ({_bytes(t.bytes_trainable + t.bytes_frozen)})",
+            f"trainable: {t.trainable:,} ({_bytes(t.bytes_trainable)})",
+            f"frozen: {t.frozen:,} ({_bytes(t.bytes_frozen)})",
+            f"Buffers: {t.buffers:,} ({_bytes(t.bytes_buffers)})",
+            f"Bytes by type: {by_dtype or 'none'}",
+        ]
+
+    def _table(self, indent: str) -> Iterator[list[str]]:
+        """The head and the rows as text. A column that would be empty in every row (output shapes in PyTorch) is left out."""
+        shapes = any(row.output_shape is not None for row in self.rows)
+        kept = [place for place, word in enumerate(_HEAD) if shapes or word != "Output shape"]
+        for cells in (_HEAD, *(row.cells(indent) for row in self.rows)):
+            yield [cells[place] for place in kept]
+
+    def _repr_html_(self) -> str:
+        import html
+
+        head, *rows = self._table("\u2003")
+        align = ["right" if word == _COUNT else "left" for word in head]
+        lines = [
+            "".join(f"<{tag} style='text-align:{side}'>{html.escape(cell)}</{tag}>" for cell, side in zip(line, align, strict=True))
+            for tag, line in [("th", head), *(("td", row) for row in rows)]
+        ]
+        body = "".join(f"<tr>{line}</tr>" for line in lines[1:])
+        totals = "<br>".join(map(html.escape, self.sentences()))
+        return f"<table><caption>{html.escape(self.label)}</caption><thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table><p>{totals}</p>"
+
+    def __rich__(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        head, *rows = self._table("  ")
+        table = Table(title=self.label, caption="\n".join(self.sentences()), caption_justify="left", box=box.SIMPLE_HEAD)
+        for word in head:
+            table.add_column(word, justify="right" if word == _COUNT else "left", overflow="fold")
+        for *cells, status in rows:
+            table.add_row(*map(Text, cells), Text(status, style=_STYLE.get(status.partition(" ")[0], "dim")))
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = StringIO()
+        Console(file=out, width=_width(), color_system=None).print(self)
+        return out.getvalue().rstrip()
+
+
+_HEAD = ("Layer", "Type", "Output shape", "Parameters", "Status")
+_COUNT = "Parameters"
+_STYLE = {"trainable": "green", "frozen": "cyan", "partial": "yellow", "held": "cyan"}
+
+
+class _Count:
+    """Counts every array at the first layer that reaches it, then adds up from the leaves."""
+
+    def __init__(self, tree: Layer) -> None:
+        self.totals = Totals()
+        self.owner: dict[int, str] = {}
+        nodes = list(_with_depth(tree))
+        own = [self._own(layer) for layer, _ in nodes]
+        sums: dict[str, _Sums] = {}
+        rows: list[Row] = []
+        for (layer, depth), (counts, again) in zip(reversed(nodes), reversed(own), strict=True):
+            for child in layer.children:
+                counts.add(sums[child.path])
+            sums[layer.path] = counts
+            status = _status(counts.statuses, held=layer.inference is not None and counts.buffers > 0)
+            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, counts.parameters, counts.buffers, counts.nbytes, status, again))
+        self.rows = tuple(reversed(rows))
+
+    def _own(self, layer: Layer) -> tuple[_Sums, str]:
+        counts = _Sums()
+        again = ""
+        for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
+            counts.statuses |= _FLAGS[parameter.status]
+            first = self.owner.setdefault(id(parameter.array), layer.path)
+            if first != layer.path:
+                again = first or "the root"
+                continue
+            size = parameter.size
+            self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
+            counts.nbytes += parameter.nbytes
+            if parameter.status == "buffer":
+                counts.buffers += size
+            else:
+                counts.parameters += size
+        return counts, again
+
+
+_FLAGS = {"buffer": 0, "trainable": 1, "frozen": 2}
+
+
+@dataclass(slots=True)
+class _Sums:
+    parameters: int = 0
+    buffers: int = 0
+    nbytes: int = 0
+    statuses: int = 0
+
+    def add(self, other: _Sums) -> None:
+        self.parameters += other.parameters
+        self.buffers += other.buffers
+        self.nbytes += other.nbytes
+        self.statuses |= other.statuses
+
+
+def _with_depth(tree: Layer) -> Iterable[tuple[Layer, int]]:
+    pending = [(tree, 0)]
+    while pending:
+        layer, depth = pending.pop()
+        yield layer, depth
+        if layer.children:
+            pending.extend((child, depth + 1) for child in reversed(layer.children))
+
+
+def _status(flags: int, *, held: bool) -> LayerStatus:
+    status: tuple[LayerStatus, ...] = ("held" if held else "", "trainable", "frozen", "partial")
+    return status[flags]
+
+
+def _shape(shape: tuple[int | None, ...] | None) -> str:
+    return "" if shape is None else "(" + ", ".join("-" if axis is None else str(axis) for axis in shape) + ")"
+
+
+def _bytes(size: int) -> str:
+    amount = float(size)
+    for unit in ("B", "KB", "MB", "GB"):
+        if amount < 1024 or unit == "GB":
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:,.2f} {unit}"
+        amount /= 1024
+    raise AssertionError
+
+
+def _width() -> int:
+    import shutil
+
+    return max(shutil.get_terminal_size((100, 24)).columns, 60)
