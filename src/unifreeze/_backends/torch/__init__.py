@@ -1,0 +1,94 @@
+"""The backend for PyTorch: any ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import cast
+
+import torch
+from torch import nn
+
+from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, hookimpl
+
+from .fingerprint import fingerprint
+from .holding import hold_layers
+from .optimizer import Tools
+from .tree import read
+from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
+
+
+class TorchBackend(Backend):
+    """Speaks for PyTorch."""
+
+    name = "torch"
+
+    def layers(self, model: object) -> Layer:
+        """Reads the modules, without running any of them."""
+        return read(cast(nn.Module, model))
+
+    def apply(self, model: object, request: Request) -> Applied:
+        """Sets ``requires_grad``, drops the gradients of what is frozen, and holds modules at inference behaviour."""
+        root = cast(nn.Module, model)
+        freezing, thawing, skipped = _flags(request)
+        refuse_what_ddp_cannot_follow(root, [p for p in freezing if p.status == "trainable"], thawing)
+        with ExitStack() as stack:
+            _set_flags(freezing, thawing, stack)
+            hold_layers(request, stack)
+            warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
+            return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
+
+    def fingerprint(self, array: object) -> Hashable:
+        """Reads the whole tensor on its own device."""
+        return fingerprint(array)
+
+
+BACKEND = TorchBackend()
+
+
+@hookimpl
+def unifreeze_backend(model: object) -> Backend | None:
+    """Speaks for modules."""
+    return BACKEND if isinstance(model, nn.Module) else None
+
+
+def _flags(request: Request) -> tuple[list[Parameter], list[Parameter], dict[str, str]]:
+    """What is to be frozen, what is to be made trainable, and what can't be, each array once."""
+    freezing: dict[int, Parameter] = {}
+    thawing: dict[int, Parameter] = {}
+    skipped: dict[str, str] = {}
+    for layer in request.tree.walk():
+        for parameter in layer.parameters:
+            if parameter.path not in request.parameters:
+                continue
+            if parameter.path in request.state.frozen:
+                freezing[id(parameter.array)] = parameter
+            elif parameter.untrainable:
+                skipped[parameter.path] = parameter.untrainable
+            elif parameter.status == "frozen":
+                thawing[id(parameter.array)] = parameter
+    return list(freezing.values()), list(thawing.values()), skipped
+
+
+def _set_flags(freezing: list[Parameter], thawing: list[Parameter], stack: ExitStack) -> None:
+    before: list[tuple[torch.Tensor, bool, torch.Tensor | None]] = []
+    stack.callback(_restore_flags, before)
+    for parameter in freezing:
+        array = cast(torch.Tensor, parameter.array)
+        # An optimizer moves whatever has a gradient: a stale one by itself, a zero one by its momentum and its decay.
+        if array.requires_grad or array.grad is not None:
+            before.append((array, array.requires_grad, array.grad))
+            array.requires_grad = False
+            array.grad = None
+    for parameter in thawing:
+        array = cast(torch.Tensor, parameter.array)
+        before.append((array, array.requires_grad, array.grad))
+        try:
+            array.requires_grad = True
+        except RuntimeError as error:
+            raise BackendError(f"{parameter.path} can't be made trainable.\n  {error}\n  Make the model outside torch.inference_mode().") from error
+
+
+def _restore_flags(before: list[tuple[torch.Tensor, bool, torch.Tensor | None]]) -> None:
+    for array, requires_grad, gradient in reversed(before):
+        array.requires_grad = requires_grad
+        array.grad = gradient

@@ -1,0 +1,175 @@
+"""Reading a module as a tree of plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, lru_cache
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError
+from unifreeze.plugin import role as common_role
+
+from .pin import held, parametrizations
+from .wrappers import unwrapped
+
+_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("conv_transpose", (nn.modules.conv._ConvTransposeNd,)),
+    ("conv", (nn.modules.conv._ConvNd,)),
+    ("dense", (nn.Linear, nn.Bilinear)),
+    ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+    ("batch_norm", (nn.modules.batchnorm._BatchNorm,)),
+    ("layer_norm", (nn.LayerNorm,)),
+    ("group_norm", (nn.GroupNorm,)),
+    ("instance_norm", (nn.modules.instancenorm._InstanceNorm,)),
+    ("rms_norm", (nn.RMSNorm,)),
+    ("attention", (nn.MultiheadAttention,)),
+    ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
+    ("dropout", (nn.modules.dropout._DropoutNd,)),
+    ("container", (nn.Sequential, nn.ModuleList, nn.ModuleDict)),
+)
+_HOMES = {"torch.nn.modules.activation": "activation", "torch.nn.modules.pooling": "pooling"}
+# What other libraries call modules that derive from none of these. Transformers' Conv1D is a dense layer with its kernel transposed.
+_LEAF_NAMES = (("rmsnorm", "rms_norm"), ("layernorm", "layer_norm"), ("groupnorm", "group_norm"), ("dropout", "dropout"), ("droppath", "dropout"))
+_VAGUE = ("other", "container")
+_BUFFER_ROLES = {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
+
+Named = Mapping[str, torch.Tensor | None]
+Found = tuple[str, int, nn.Module]
+
+
+def read(model: nn.Module) -> Layer:
+    """Reads the model: one pass over its modules and one back, without recursion, so that neither length nor depth matters."""
+    found = _modules(model)
+    children: dict[int, list[Layer]] = {}
+    for place in range(len(found) - 1, 0, -1):
+        path, parent, native = found[place]
+        layer = _layer(path, native, children.pop(place, None))
+        if parent in children:
+            children[parent].append(layer)
+        else:
+            children[parent] = [layer]
+    return _layer("", model, children.get(0))
+
+
+def _modules(model: nn.Module) -> list[Found]:
+    """Lists every module with its path and the place of its parent in the list, parents first; a shared one at each of its paths."""
+    found: list[Found] = []
+    seen: set[int] = set()
+    pending: list[Found] = [("", -1, model)]
+    while pending:
+        one = pending.pop()
+        path, _, native = one
+        place = len(found)
+        found.append(one)
+        seen.add(id(native))
+        module = unwrapped(native)
+        if not module._modules:
+            continue
+        prefix, inner = f"{path}." if path else "", parametrizations(module)
+        for name, child in reversed(module._modules.items()):
+            if child is not None and child is not inner and not (id(child) in seen and _is_above(child, place, found)):
+                pending.append((prefix + name, place, child))
+    return found
+
+
+def _is_above(module: nn.Module, place: int, found: list[Found]) -> bool:
+    """Whether a module is its own ancestor, which would never end."""
+    while place >= 0:
+        _, place, above = found[place]
+        if above is module:
+            return True
+    return False
+
+
+def _layer(path: str, native: nn.Module, children: list[Layer] | None) -> Layer:
+    """Makes one layer; its children come last first."""
+    module = unwrapped(native)
+    inner = parametrizations(module) if module._modules else None
+    cls = type(module) if inner is None else type_before_parametrizations(module)
+    kind = _kind_of(module, cls, leaf=not children)
+    prefix = f"{path}." if path else ""
+    parameters, buffers = (module._parameters, module._buffers) if inner is None else _with_parametrizations(module, inner)
+    try:
+        return Layer(
+            path,
+            kind,
+            cls.__name__,
+            tuple([_parameter(prefix + name, _role(kind, name), array) for name, array in parameters.items() if array is not None]),
+            tuple([_buffer(prefix + name, name, array) for name, array in buffers.items() if array is not None]) if buffers else (),
+            tuple(reversed(children)) if children else (),
+            held(module),
+            None,
+            native,
+        )
+    except RuntimeError as error:
+        raise _unbuilt(path, module) or error from None
+
+
+def _with_parametrizations(module: nn.Module, inner: nn.ModuleDict) -> tuple[Named, Named]:
+    """What a parametrization keeps belongs to the layer whose weight it makes: else one spectrally normalised convolution would count as three layers."""
+    parameters = inner.named_parameters("parametrizations", remove_duplicate=False)
+    buffers = inner.named_buffers("parametrizations", remove_duplicate=False)
+    return {**module._parameters, **dict(parameters)}, {**module._buffers, **dict(buffers)}
+
+
+def _parameter(path: str, role: str, array: torch.Tensor) -> Parameter:
+    dtype, untrainable = _dtype(array.dtype)
+    status: Status = "trainable" if array.requires_grad else "frozen"
+    return Parameter(path, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable)
+
+
+def _buffer(path: str, name: str, array: torch.Tensor) -> Parameter:
+    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], array.nbytes, "buffer", _BUFFER_ROLES.get(name, name.rpartition(".")[2]), array)
+
+
+@cache
+def _dtype(dtype: torch.dtype) -> tuple[str, str]:
+    """The name of an element type, and why it can't be trained, if it can't."""
+    name = str(dtype).removeprefix("torch.")
+    return name, "" if dtype.is_floating_point or dtype.is_complex else f"{name} has no gradient"
+
+
+@lru_cache(maxsize=1024)
+def _role(kind: str, name: str) -> str:
+    """The role of a parameter; the ``original`` of a parametrization plays the role of what it is made into."""
+    _, _, inner = name.partition("parametrizations.")
+    made, _, own = inner.partition(".")
+    return common_role(kind, made if own.startswith("original") else own or name)
+
+
+def _kind_of(module: nn.Module, cls: type, *, leaf: bool) -> str:
+    kind = _kind(cls, leaf)
+    if kind == "conv":
+        return "depthwise_conv" if 1 < module.groups == module.in_channels else "conv"
+    return "batch_norm" if kind in _VAGUE and "running_mean" in module._buffers else kind
+
+
+@lru_cache(maxsize=1024)
+def _kind(cls: type, leaf: bool) -> str:
+    for kind, parents in _KINDS:
+        if issubclass(cls, parents):
+            return kind
+    for base in cls.__mro__:
+        if base.__module__ in _HOMES:
+            return _HOMES[base.__module__]
+    name = cls.__name__.lower()
+    if "attention" in name:
+        return "attention"
+    if not leaf:
+        return "container"
+    return "dense" if cls.__name__ == "Conv1D" else next((kind for word, kind in _LEAF_NAMES if word in name), "other")
+
+
+def _unbuilt(path: str, module: nn.Module) -> UnbuiltModelError | None:
+    lazy = [name for name, array in [*module._parameters.items(), *module._buffers.items()] if isinstance(array, UninitializedTensorMixin)]
+    if not lazy:
+        return None
+    return UnbuiltModelError(
+        f"{type(module).__name__}{f' at {path!r}' if path else ''} is not built yet.\n"
+        f"  {', '.join(lazy)}: no shape before the first forward pass\n"
+        "  Run the model once on a batch, model(x), and then freeze."
+    )
