@@ -1,0 +1,118 @@
+"""Sets flags and pins, layer by layer and variable by variable.
+
+Keras trains a variable if its own flag and the flag of the model that is trained say so; the flags of layers in between hide nothing. A layer's flag still
+matters: batch normalisation reads its own, it is what ``summary`` and a saved file show, and on TensorFlow setting it to the value that it already has
+reaches nothing inside. So the flags of layers follow from their variables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from unifreeze.plugin import ExitStack, Inference, Layer, Request
+
+from . import pin, tree
+
+_STRENGTH = (None, "norm", "all")
+
+
+class Setter:
+    """Brings about what a request asks for, and tells a stack how to restore it.
+
+    Attributes:
+        changed: Whether anything had to be changed.
+    """
+
+    def __init__(self, stack: ExitStack, request: Request, nodes: list[Layer]) -> None:
+        self.stack = stack
+        self.request = request
+        self.nodes = nodes
+        self.changed = False
+
+    def set_all(self) -> None:
+        """Sets the variables first; flags and holds of layers follow from them."""
+        asked = self._asked()
+        holds = self._holds()
+        self._variables()
+        trains, wakes = self._summed()
+        for node in self.nodes:
+            layer, touched = node.native, id(node.native) in asked
+            hold = holds[id(layer)]
+            on = trains[node.path]
+            if pin.by_flag(layer):
+                on = on or hold is None
+                hold = None if not on and hold == "norm" else hold
+            if (on and wakes[node.path]) or (touched and (on or pin.by_flag(layer) or any(inner.parameters for inner in node.walk()))):
+                self._flag(layer, on=on)
+            if touched:
+                self.changed |= pin.place(layer, hold, self.stack)
+
+    def _asked(self) -> set[int]:
+        """The layers that the request is about: picked, or owning one of its parameters; with a kernel, the spectral normalisation that overwrites it."""
+        arrays = {id(p.array) for node in self.nodes for p in node.parameters if p.path in self.request.parameters}
+        return {
+            id(node.native)
+            for node in self.nodes
+            if node.path in self.request.layers or any(id(p.array) in arrays for p in node.parameters) or id(_overwritten(node.native)) in arrays
+        }
+
+    def _holds(self) -> dict[int, Inference | None]:
+        """How each layer shall be held: as asked, at any of its paths; else as it is. A kernel that is overwritten at each call is still with its layer."""
+        asked: dict[int, list[Inference | None]] = {}
+        for node in self.nodes:
+            if node.path in self.request.layers:
+                asked.setdefault(id(node.native), []).append(self.request.state.inference.get(node.path))
+        holds = {id(node.native): max(asked.get(id(node.native), [node.inference]), key=_STRENGTH.index) for node in self.nodes}
+        frozen = {id(p.array) for node in self.nodes for p in node.parameters if p.path in self.request.state.frozen}
+        for node in self.nodes:
+            kernel = _overwritten(node.native)
+            if kernel is not None and holds[id(node.native)] != "all":
+                holds[id(node.native)] = "norm" if id(kernel) in frozen else None
+        return holds
+
+    def _variables(self) -> None:
+        """Sets the variables that the request names; all of them where the model's own flag, which hides them now, has to go up."""
+        frozen, named = self.request.state.frozen, self.request.parameters
+        root: Any = self.nodes[0].native
+        every = not root.trainable and not named <= frozen
+        for node in self.nodes:
+            for parameter in node.parameters:
+                if (every or parameter.path in named) and not parameter.untrainable:
+                    self._variable(parameter.array, on=parameter.path not in frozen)
+
+    def _variable(self, variable: Any, *, on: bool) -> None:
+        if on == tree.trains(variable):
+            return
+        tensor = variable._value
+        if hasattr(tensor, "requires_grad"):
+            self.stack.callback(setattr, tensor, "requires_grad", tensor.requires_grad)
+            if not on:
+                self.stack.callback(setattr, tensor, "grad", tensor.grad)
+                tensor.grad = None
+        self.stack.callback(setattr, variable, "trainable", variable.trainable)
+        variable.trainable = on
+        self.changed = True
+
+    def _flag(self, layer: Any, *, on: bool) -> None:
+        """Writes one flag and no other: Keras's own setter goes on to everything inside."""
+        if bool(layer._trainable) != on:
+            self.stack.callback(setattr, layer, "_trainable", layer._trainable)
+            layer._trainable = on
+            self.changed = True
+
+    def _summed(self) -> tuple[dict[str, bool], dict[str, bool]]:
+        """For each layer: whether anything in it trains, and whether the request makes anything in it train."""
+        trains: dict[str, bool] = {}
+        wakes: dict[str, bool] = {}
+        for node in reversed(self.nodes):
+            below = [child.path for child in node.children]
+            alive = [p.path for p in node.parameters if tree.trains(p.array)]
+            trains[node.path] = bool(alive) or any(trains[path] for path in below)
+            wakes[node.path] = any(path in self.request.parameters for path in alive) or any(wakes[path] for path in below)
+        return trains, wakes
+
+
+def _overwritten(layer: Any) -> Any:
+    return layer.kernel if isinstance(layer, keras.layers.SpectralNormalization) else None

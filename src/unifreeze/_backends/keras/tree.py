@@ -1,0 +1,196 @@
+"""Reads a Keras model as a tree of plain data. Nothing is called, built or changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from math import prod
+from typing import Any
+
+import keras
+
+from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError, role
+
+from . import pin
+
+_CLASSES = {
+    "dense": "Dense EinsumDense",
+    "conv": "Conv1D Conv2D Conv3D SeparableConv1D SeparableConv2D",
+    "depthwise_conv": "DepthwiseConv1D DepthwiseConv2D",
+    "conv_transpose": "Conv1DTranspose Conv2DTranspose Conv3DTranspose",
+    "embedding": "Embedding ReversibleEmbedding",
+    "batch_norm": "BatchNormalization",
+    "layer_norm": "LayerNormalization",
+    "group_norm": "GroupNormalization",
+    "rms_norm": "RMSNormalization",
+    "attention": "MultiHeadAttention GroupQueryAttention Attention AdditiveAttention",
+    "recurrent": "RNN LSTMCell GRUCell SimpleRNNCell StackedRNNCells ConvLSTM1D ConvLSTM2D ConvLSTM3D Bidirectional",
+    "dropout": "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout",
+    "activation": "Activation ReLU LeakyReLU PReLU ELU Softmax",
+    "pooling": " ".join(name for name in dir(keras.layers) if re.search(r"Pool(ing)?\dD$", name)),
+    "input": "InputLayer",
+    "container": "TimeDistributed",
+}
+_KINDS: dict[type, str] = {getattr(keras.layers, name): kind for kind, names in _CLASSES.items() for name in names.split() if hasattr(keras.layers, name)}
+_BUFFER_ROLES = {"moving_mean": "mean", "moving_variance": "variance", "running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
+
+
+def read(model: Any) -> Layer:
+    """Reads a model: an own stack instead of recursion, so that depth is no limit."""
+    _need_built(model)
+    masked = not model.trainable
+    nodes: list[tuple[Any, str, list[Layer]]] = []
+    parents: list[int] = []
+    pending: list[tuple[Any, str | None, int]] = [(model, "", -1)]
+    above: set[int] = set()
+    while pending:
+        native, path, parent = pending.pop()
+        if path is None:
+            above.discard(id(native))
+            continue
+        place = len(nodes)
+        nodes.append((native, path, []))
+        parents.append(parent)
+        above.add(id(native))
+        pending.append((native, None, -1))
+        inside = [child for child in children(native) if id(child) not in above]
+        below = _unique((child.name, child) for child in inside)
+        pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(list(below)))
+    for place in range(len(nodes) - 1, -1, -1):
+        native, path, inner = nodes[place]
+        layer = _layer(native, path, tuple(reversed(inner)), masked=masked)
+        if place:
+            nodes[parents[place]][2].append(layer)
+    return layer
+
+
+def children(layer: Any) -> list[Any]:
+    """The layers right inside a layer, each once, in the order that ``model.layers`` has; then those that are no part of the graph."""
+    if not layer._layers:
+        return []
+    listed = list(layer.layers) if isinstance(layer, keras.Model) else []
+    known = {id(child) for child in listed}
+    others = [child for child in layer._layers if id(child) not in known]
+    if isinstance(layer, keras.Sequential):
+        others = []
+    return list({id(child): child for child in (*listed, *others)}.values())
+
+
+def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
+    """A layer's own variables with their names, and whether they are parameters. One that a layer right inside owns as well counts there only."""
+    below = {id(variable) for child in layer._layers for variable in (*child._trainable_variables, *child._non_trainable_variables)} if layer._layers else ()
+    named = _module_names(layer)
+    found: dict[int, tuple[str, tuple[Any, bool]]] = {}
+    for ours, trainables in ((layer._trainable_variables, True), (layer._non_trainable_variables, False)):
+        for variable in ours:
+            if id(variable) not in below:
+                found.setdefault(id(variable), (named.get(id(variable._value), variable.name), (variable, trainables or variable.trainable)))
+    return list(found.values())
+
+
+def trains(variable: Any) -> bool:
+    """Whether a variable would get updates; on torch, ``requires_grad`` may say no where the flag says yes."""
+    return bool(variable.trainable) and getattr(variable._value, "requires_grad", True) is not False
+
+
+def module_buffers(layer: Any) -> Iterable[tuple[str, Any]]:
+    """The buffers of a wrapped torch module: no Keras variables, and they move all the same."""
+    return layer.module.named_buffers() if type(layer).__name__ == "TorchModuleWrapper" else ()
+
+
+def kind_of(layer: Any) -> str:
+    """The kind of a layer, from the nearest Keras class that it comes from; empty where that says nothing."""
+    bases = type(layer).__mro__
+    return next((_KINDS[base] for base in bases if base in _KINDS), "container" if keras.Model in bases else "")
+
+
+def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) -> Layer:
+    own = variables(native)
+    kind = kind_of(native) or ("container" if inner and not own else "other")
+    parameters: list[Parameter] = []
+    buffers: list[Parameter] = []
+    for name, (variable, is_parameter) in _unique(own):
+        quantized = "" if is_parameter else _quantized(native, variable)
+        status: Status = "buffer" if not is_parameter and not quantized else "trainable" if trains(variable) and not (masked or quantized) else "frozen"
+        its_role = _BUFFER_ROLES.get(name, name) if status == "buffer" else role(kind, name.rpartition(".")[2])
+        (buffers if status == "buffer" else parameters).append(_parameter(f"{path}.{name}".lstrip("."), variable, status, its_role, quantized))
+    seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
+    buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
+    buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
+    return Layer(path, kind, type(native).__name__, tuple(parameters), tuple(buffers), inner, pin.held(native), _output_shape(native), native)
+
+
+def _parameter(path: str, variable: Any, status: Status, its_role: str, untrainable: str = "") -> Parameter:
+    shape, dtype = tuple(variable.shape), variable._dtype
+    return Parameter(path, shape, dtype, prod(shape) * _width(dtype), status, its_role, variable, untrainable)
+
+
+def _tensor(path: str, tensor: Any) -> Parameter:
+    name = path.rpartition(".")[2]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Parameter(path, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size(), "buffer", _BUFFER_ROLES.get(name, name), tensor)
+
+
+@cache
+def _width(dtype: str) -> int:
+    """Bytes of an element, from the name of its type; 0 for strings."""
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits.group()) // 8, 1) if bits else int(dtype == "bool")
+
+
+def _quantized(layer: Any, variable: Any) -> str:
+    """Why a variable can't be trained, where quantisation made it of integers; scales stay buffers."""
+    integers = variable._dtype.startswith(("int", "uint")) and layer.quantization_mode is not None
+    return f"{variable._dtype} has no gradient" if integers else ""
+
+
+def _module_names(layer: Any) -> dict[int, str]:
+    if type(layer).__name__ != "TorchModuleWrapper":
+        return {}
+    return {id(tensor): name for name, tensor in layer.module.named_parameters()}
+
+
+def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Tells siblings of one name apart, which Keras allows: ``fc``, ``fc_1``."""
+    named = list(named)
+    taken = {name for name, _ in named}
+    if len(taken) == len(named):
+        yield from named
+        return
+    seen: dict[str, int] = {}
+    for name, value in named:
+        seen[name] = seen.get(name, 0) + 1
+        fresh = name
+        while seen[name] > 1 and fresh in taken:
+            fresh = f"{name}_{seen[name] - 1}"
+            seen[name] += fresh in taken
+        taken.add(fresh)
+        yield fresh, value
+
+
+def _output_shape(layer: Any) -> tuple[int | None, ...] | None:
+    """The shape at the layer's first symbolic call; a model's own outputs otherwise."""
+    own: Any = getattr(getattr(layer, "_functional", layer), "_outputs", None) or ()
+    tensors = layer._inbound_nodes[0].output_tensors if layer._inbound_nodes else own
+    return tuple(tensors[0].shape) if len(tensors) == 1 else None
+
+
+def _need_built(model: Any) -> None:
+    """Refuses a model with layers that have not made their variables yet."""
+    missing = [layer for layer in (model, *model._flatten_layers(include_self=False)) if not layer.built and _makes_variables(layer)]
+    if not missing:
+        return
+    shown = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in missing[:5])
+    rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise UnbuiltModelError(
+        f"{type(model).__name__} {model.name!r} is not built: its parameters do not exist yet.\n"
+        f"  unbuilt: {shown}{rest}\n"
+        "  Start the model with keras.Input(shape), call model.build(input_shape), or call the model once on data; then freeze.\n"
+        "  A layer that the model never calls can be built by itself, or taken out."
+    )
+
+
+def _makes_variables(layer: Any) -> bool:
+    """Whether building makes variables of the layer's own; an unbuilt layer inside it is named by itself."""
+    return not getattr(type(layer).build, "_is_default", False)
