@@ -1,0 +1,142 @@
+"""The backend for JAX pytrees: nested dicts and lists, linen variables, haiku parameters, and any registered container of arrays.
+
+A pytree can't carry a flag, so ``freeze`` leaves it as it is and returns a ``Freezing`` that carries the state: a plan, with the verbs that a training
+step needs (``optimizer``, ``value_and_grad``, ``partition``, …). See ``plan.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Hashable
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookimpl, role
+
+from .kinds import is_parameter, kind_of, state_role, type_of
+from .plan import Plan, plan_of
+from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
+
+__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "fingerprint", "plan_of"]
+
+
+class JaxBackend(Backend):
+    """Speaks for pytrees of arrays."""
+
+    name = "jax"
+    in_place = False
+
+    def layers(self, model: Any) -> Layer:
+        """Reads the containers that hold arrays as layers; linen's collections are laid over each other."""
+        return _layer(read(model), "", bare=not collections_of(model))
+
+    def apply(self, model: Any, request: Request) -> Applied:
+        """Returns the plan; the tree itself is left alone."""
+        return Applied(abstract(model), tools=plan_of(model, request))
+
+    def fingerprint(self, array: Any) -> Hashable:
+        """A digest of the bytes that this process holds."""
+        return fingerprint(array)
+
+    def adopt(self, freezing: type) -> None:
+        """Makes every Freezing a pytree without leaves, so that it can be handed to jitted functions and ride in a train state."""
+        adopt(freezing)
+
+
+_adopted: set[type] = set()
+
+
+def adopt(freezing: type) -> None:
+    """Registers the class once."""
+    if freezing not in _adopted:
+        jax.tree_util.register_static(freezing)
+        _adopted.add(freezing)
+
+
+def _layer(root: Node, path: str, *, bare: bool) -> Layer:
+    """Turns nodes into layers, from the leaves up."""
+    order: list[tuple[str, Node]] = [(path, root)]
+    for above, node in order:
+        order.extend((f"{above}.{name}" if above else name, child) for name, child in node.children.items())
+    done: dict[int, Layer] = {}
+    for above, node in reversed(order):
+        kind = kind_of(node)
+        arrays = [_parameter(path, array, kind, ours=ours) for path, array, ours in node.arrays]
+        done[id(node)] = Layer(
+            above,
+            kind,
+            type_of(node, kind),
+            parameters=tuple(array for array in arrays if array.status != "buffer"),
+            buffers=tuple(array for array in arrays if array.status == "buffer"),
+            children=tuple(done[id(child)] for child in node.children.values()),
+            native=node.native,
+            lost_order=node.lost_order,
+            hidden_state=bare and kind not in {"dense", "conv", "embedding"},
+        )
+    return done[id(root)]
+
+
+def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
+    name, dtype = path.rpartition(".")[2], array.dtype
+    size = prod(array.shape) * dtype.itemsize
+    if not is_parameter(name, array, kind, ours=ours):
+        return Parameter(path, array.shape, dtype_name(dtype), size, "buffer", state_role(name, array), array)
+    untrainable = "" if is_inexact(dtype) else f"{dtype} has no gradient"
+    return Parameter(path, array.shape, dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), array, untrainable)
+
+
+def abstract(tree: Any) -> Any:
+    """Returns a copy of a tree with shapes and dtypes in place of arrays. Keys keep their order, and what was one array stays one."""
+    shapes: dict[int, jax.ShapeDtypeStruct] = {}
+
+    def shape(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return leaf
+        if id(leaf) not in shapes:
+            shapes[id(leaf)] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return shapes[id(leaf)]
+
+    return copied(tree, shape)
+
+
+def fingerprint(array: Any) -> Hashable:
+    """A digest of an array's bytes; ``None`` where there are none: abstract arrays, tracers, arrays that were donated."""
+    if isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array):
+        if array.is_deleted():
+            return None
+        array = jax.random.key_data(array) if is_key(array.dtype) else array
+        parts = [array] if array.is_fully_addressable else [shard.data for shard in array.addressable_shards]
+    else:
+        parts = [array]
+    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+    for part in parts:
+        digest.update(np.ascontiguousarray(np.asarray(part)).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def _foreign(model: object) -> bool:
+    """Whether a sibling backend speaks for this pytree: its layers are objects, and carry more than arrays."""
+    classes = [(sys.modules.get(name), kind) for name, kind in (("equinox", "Module"), ("flax.nnx", "Module"), ("flax.linen", "Module"))]
+    return any(module is not None and isinstance(model, getattr(module, kind)) for module, kind in classes)
+
+
+def is_tree_of_arrays(model: object) -> bool:
+    """Whether this is a container, registered with JAX, that holds at least one array."""
+    if is_array(model) or _foreign(model) or not entries(model):
+        return False
+    return any(is_array(leaf) for leaf in jax.tree_util.tree_leaves(model))
+
+
+BACKEND = JaxBackend()
+
+
+@hookimpl(trylast=True)
+def unifreeze_backend(model: object) -> Backend | None:
+    """Answers for pytrees of arrays, after every backend whose models are pytrees, too."""
+    return BACKEND if is_tree_of_arrays(model) else None
