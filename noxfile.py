@@ -1,0 +1,135 @@
+"""The sessions: ``nox -s demo`` shows what unifreeze does, ``nox -s tests`` proves it on every backend. The list of backends stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["core", "tests", "lint", "types", "docs"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+BACKENDS = [group.removeprefix("test-") for group in PROJECT["dependency-groups"] if group.startswith("test-")]
+REPORTS = Path(".conformance")
+RAN: list[str] = []
+# The pinned frameworks have wheels for this one everywhere.
+PYTHON = "3.11"
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
+
+
+def _pythons() -> list[str]:
+    """The Pythons at hand, also those that pyenv keeps off the path."""
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for folder in sorted(kept.glob("3.1[123].*/bin")):
+        os.environ["PATH"] += os.pathsep + str(folder)
+    found = [version for version in ("3.11", "3.12", "3.13") if _runs(version)]
+    return found or [f"{sys.version_info.major}.{sys.version_info.minor}"]
+
+
+def _runs(version: str) -> bool:
+    for folder in os.environ["PATH"].split(os.pathsep):
+        program = shutil.which(f"python{version}", path=folder)
+        if program and subprocess.run([program, "--version"], check=False, capture_output=True).returncode == 0:
+            # A shim that does not run must not stand before the one that does.
+            os.environ["PATH"] = os.pathsep.join([folder, os.environ["PATH"]])
+            return True
+    return False
+
+
+PYTHONS = _pythons()
+
+
+def _install(session: nox.Session, *what: str, group: str = "") -> None:
+    packages = nox.project.dependency_groups(PROJECT, group) if group else ()
+    session.install("-q", "-c", "constraints.txt", *what, *packages)
+
+
+@nox.session(python=PYTHONS)
+def core(session: nox.Session) -> None:
+    """The core on the toy backend, with no framework installed."""
+    _install(session, ".", "./examples/unifreeze-toy", group="test")
+    session.run("python", "-c", "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'keras', 'jax', 'flax', 'equinox')))")
+    session.run("pytest", "tests/core", "examples/unifreeze-toy/tests", "--doctest-modules", "--pyargs", *_doctested(), *session.posargs)
+
+
+def _doctested() -> list[str]:
+    return ["unifreeze._tree", "unifreeze.errors", "unifreeze.plugin", "unifreeze.select", "unifreeze._manager", "unifreeze._recipe"]
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """The conformance suite and the native tests of one backend, with only its framework installed; a table closes the run."""
+    framework, _, engine = backend.partition("-")
+    report = REPORTS / f"{backend}.json"
+    report.unlink(missing_ok=True)
+    RAN.append(backend)
+    session.notify("conformance")
+    _install(session, ".", group=f"test-{backend}")
+    environment = ENVIRONMENT | ({"KERAS_BACKEND": engine} if engine else {})
+    doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing"] if backend == "torch" else []
+    session.run("pytest", f"tests/test_{framework}.py", *doctests, f"--conformance={report}", *session.posargs, env=environment)
+
+
+@nox.session(python=PYTHON)
+def conformance(session: nox.Session) -> None:
+    """Prints backend × check from what the suite just reported. A backend that was asked for and did not run is a failure."""
+    _install(session, "rich")
+    session.run("python", "docs/conformance.py", *(RAN or BACKENDS))
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Ruff, and who may import whom."""
+    _install(session, "-e", ".", group="lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """Mypy, strict."""
+    _install(session, ".", group="types")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation, strictly: a broken link or reference is an error."""
+    _install(session, "-e", ".", group="docs")
+    session.run("mkdocs", "build", "--strict", "--quiet")
+
+
+@nox.session(python=PYTHON)
+def demo(session: nox.Session) -> None:
+    """Freezes the first two layers of a GoogLeNet (Keras on JAX: small to install), trains it, and proves what moved."""
+    _install(session, ".[demo]")
+    session.run("unifreeze", "demo", *session.posargs, env=ENVIRONMENT | {"KERAS_BACKEND": "jax"})
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """Ratios against hand-written loops and against torchinfo."""
+    _install(session, ".", group="bench")
+    for program in ("import_time", "scale", "summary"):
+        session.run("python", f"benchmarks/{program}.py", env=ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def traps(session: nox.Session, backend: str) -> None:
+    """How far "frozen" weights move when frozen by the framework's own usual means, and with unifreeze."""
+    framework, _, engine = backend.partition("-")
+    _install(session, ".", group=f"test-{backend}")
+    found = session.run("python", f"benchmarks/traps/{framework}.py", silent=True, env=ENVIRONMENT | ({"KERAS_BACKEND": engine} if engine else {}))
+    page = Path("docs/traps") / f"{backend}.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(str(found).strip() + "\n")
+    print(page.read_text())
