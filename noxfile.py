@@ -66,15 +66,33 @@ def _doctested() -> list[str]:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
     """The conformance suite and the native tests of one backend, with only its framework installed; a table closes the run."""
-    framework, _, engine = backend.partition("-")
     report = REPORTS / f"{backend}.json"
     report.unlink(missing_ok=True)
     RAN.append(backend)
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
-    environment = ENVIRONMENT | ({"KERAS_BACKEND": engine} if engine else {})
     doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing"] if backend == "torch" else []
-    session.run("pytest", f"tests/test_{framework}.py", *doctests, f"--conformance={report}", *session.posargs, env=environment)
+    session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend))
+
+
+def _files(backend: str) -> list[str]:
+    """The tests of a backend: ``test_keras.py``, which runs the suite, and ``test_keras_<idea>.py``."""
+    framework = backend.partition("-")[0]
+    return [f"tests/test_{framework}.py", *sorted(map(str, Path("tests").glob(f"test_{framework}_*.py")))]
+
+
+def _environment(backend: str) -> dict[str, str]:
+    engine = backend.partition("-")[2]
+    return ENVIRONMENT | ({"KERAS_BACKEND": engine} if engine else {})
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def deep(session: nox.Session, backend: str) -> None:
+    """The long sweeps of one backend, of which ``tests`` runs a slice."""
+    _install(session, ".", group=f"test-{backend}")
+    # 5: a backend without long sweeps.
+    session.run("pytest", *_files(backend), "-m", "deep", *session.posargs, env=_environment(backend), success_codes=[0, 5])
 
 
 @nox.session(python=PYTHON)
@@ -126,9 +144,8 @@ def bench(session: nox.Session) -> None:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def traps(session: nox.Session, backend: str) -> None:
     """How far "frozen" weights move when frozen by the framework's own usual means, and with unifreeze."""
-    framework, _, engine = backend.partition("-")
     _install(session, ".", group=f"test-{backend}")
-    found = session.run("python", f"benchmarks/traps/{framework}.py", silent=True, env=ENVIRONMENT | ({"KERAS_BACKEND": engine} if engine else {}))
+    found = session.run("python", f"benchmarks/traps/{backend.partition('-')[0]}.py", silent=True, env=_environment(backend))
     page = Path("docs/traps") / f"{backend}.md"
     page.parent.mkdir(exist_ok=True)
     page.write_text(str(found).strip() + "\n")
