@@ -28,6 +28,10 @@ class Request:
     layers: frozenset[str]
 
 
+def nothing() -> None:
+    """How to undo what changed nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What came of a request.
@@ -41,7 +45,7 @@ class Applied:
     """
 
     model: object
-    undo: Callable[[], None] = lambda: None
+    undo: Callable[[], None] = nothing
     tools: object = None
     skipped: dict[str, str] = field(default_factory=dict)
 

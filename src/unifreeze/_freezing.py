@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
-from ._backend import Backend, Request
+from ._backend import Backend, Request, nothing
 from ._summary import Summary
 from ._tree import Layer, Parameter, State, state_of, unique, with_state
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
@@ -125,7 +125,7 @@ class Freezing:
         if parameter is None:
             return "is gone; was its layer replaced? Freeze again to cover the new one"
         if self._backend.in_place and parameter.status == "trainable":
-            return "is trainable again; a flag was changed by hand, or another call unfroze it"
+            return "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
         now = self._backend.fingerprint(parameter.array)
         if now is None:
             return "has no values now (an abstract, deleted or donated array)"
@@ -134,6 +134,8 @@ class Freezing:
         return ""
 
     def __enter__(self) -> Self:
+        if getattr(self._revert, "done", False):
+            raise ArgumentError(f"This Freezing of {self._label} has been undone, so the block would run without it.\n  Freeze again: with freeze(model, …):")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -142,6 +144,16 @@ class Freezing:
     def __repr__(self) -> str:
         total = len(self.frozen) + len(self.trainable)
         return f"<Freezing of {self._label}: {len(self.frozen)} of {total} parameters frozen, {len(self.changed)} changed by this call>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy, also of a model that keeps its Freezing. How to undo belongs to the arrays and flags that were changed, so it stays here."""
+        return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, skipped=MappingProxyType(state["skipped"]))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -214,28 +226,51 @@ def bring_about(
     return replace(freezing, _fingerprints={**freezing._fingerprints, **blank}) if any(blank.values()) else freezing
 
 
-# For each model that is changed in place: how to undo what was done to it, in order, and which paths that concerns.
-_done: WeakKeyDictionary[Any, list[tuple[Callable[[], None], frozenset[str]]]] = WeakKeyDictionary()
+@dataclass(eq=False)
+class _Revert:
+    """How to undo one call on a model that is changed in place, after the later calls on the same paths: undoing out of order ends where undoing in order does.
 
+    Attributes:
+        undo: Undoes this call alone.
+        scope: The paths that it concerns.
+        entries: All calls on the model that are not undone, in order.
+        done: Whether it has been undone.
+    """
 
-def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
-    """Undoes the later calls on the same paths first, so that undoing out of order ends where undoing in order does."""
-    entry = undo, scope
-    try:
-        _done.setdefault(model, []).append(entry)
-    except TypeError:  # a model that can't be referred to weakly
-        return undo
+    undo: Callable[[], None]
+    scope: frozenset[str]
+    entries: _Calls
+    done: bool = False
 
-    def revert() -> None:
-        entries = _done.get(model, [])
-        place = next((i for i, one in enumerate(entries) if one is entry), None)
-        if place is None:
+    def __call__(self) -> None:
+        if self.done:
             return
-        for later in [one for one in reversed(entries[place:]) if one[1] & scope]:
-            later[0]()
-            entries.remove(later)
+        for later in [one for one in reversed(self.entries[self.entries.index(self) :]) if one.scope & self.scope]:
+            later.undo()
+            later.done = True
+            self.entries.remove(later)
 
-    return revert
+
+class _Calls(list[_Revert]):
+    """The calls on one model. The Freezings keep it, and nothing else does: it reaches the model, which must not outlive its last user."""
+
+
+_calls: WeakKeyDictionary[Any, ref[_Calls]] = WeakKeyDictionary()
+
+
+def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> _Revert:
+    try:
+        found = _calls.get(model)
+        entries = (found and found()) or _Calls()
+        _calls[model] = ref(entries)
+    except TypeError:  # a model that can't be referred to weakly
+        entries = _Calls()
+    entries.append(_Revert(undo, scope, entries))
+    return entries[-1]
+
+
+def _elsewhere() -> None:
+    raise ArgumentError("This is a copy of a Freezing, and only the original can be undone.\n  unfreeze(model, layers=…) lets the copied model train.")
 
 
 def describe(
@@ -245,7 +280,7 @@ def describe(
     before: State,
     *,
     picked: Iterable[str] = (),
-    undo: Callable[[], None] = lambda: None,
+    undo: Callable[[], None] = nothing,
     tools: object = None,
     skipped: Mapping[str, str] = MappingProxyType({}),
 ) -> Freezing:
