@@ -35,7 +35,7 @@ class Wish:
         layers = [layer for layer in self.nodes if layer.path in selection.layers]
         chosen = [parameter for layer in layers for parameter in layer.parameters]
         if params is not None:
-            chosen = resolve_parameters(params, chosen, self.label)
+            chosen = resolve_parameters(params, layers, self.label)
         if not frozen:
             chosen = self._trainable(chosen)
         self._asked |= dict.fromkeys((parameter.path for parameter in chosen), frozen)
@@ -46,6 +46,8 @@ class Wish:
         self._held |= {layer.path: _how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
+            if not any(layer.weighted for layer in self.nodes):
+                raise NothingSelectedError(f"{self.label} has no parameters and no buffers, so there is nothing to freeze.\n  Is it the model that you meant?")
             raise NothingSelectedError(
                 f"The selector picks only layers without parameters or buffers of {self.label}.\n"
                 f"  picked: {', '.join(layer.path for layer in layers[:5])}\n"
