@@ -54,7 +54,7 @@ class Loop:
                 optimizer.zero_grad(set_to_none="False" not in self.habit)
 
     def backward(self) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(self.count)
+        draw = torch.Generator().manual_seed(0 if isinstance(self.optimizers[0], optim.LBFGS) else self.count)  # which is made for one batch
         self.clear()
         loss = nn.functional.cross_entropy(self.model(torch.randn(8, 3, 6, 6, generator=draw)), torch.randint(0, 3, (8,), generator=draw))
         loss.backward()
