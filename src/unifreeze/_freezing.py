@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from ._backend import Backend, Request
 from ._summary import Summary
-from ._tree import Layer, Parameter, State, state_of, unique, with_state
+from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -273,7 +273,7 @@ def describe(
 def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
     promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen"]
-    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role != "rng" or layer.inference == "all"]
+    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all"]
     return {p.path: backend.fingerprint(p.array) for p in unique(iter(promised))}
 
 
