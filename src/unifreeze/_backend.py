@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,10 @@ class Backend(ABC):
         import hashlib
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
+
+    def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
+        """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""
+        return ()
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from ._backend import Backend, Request, nothing
 from ._summary import Summary
-from ._tree import Layer, Parameter, State, state_of, unique, with_state
+from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -54,6 +54,8 @@ class Freezing:
     _revert: Callable[[], None]
     _tools: object = None
     _fingerprints: Mapping[str, Hashable] = field(default_factory=dict)
+    _layers: frozenset[str] = frozenset({""})
+    _trained: frozenset[str] = frozenset()
 
     def undo(self) -> Freezing:
         """Restores exactly what was there before this call, and says how things stand then. The second call changes nothing more.
@@ -88,7 +90,8 @@ class Freezing:
         now = {parameter.path: parameter for parameter in tree.arrays()}
         known = {path: before for path, before in self._fingerprints.items() if before is not None}
         found = [(path, self._objection(now.get(path), before)) for path, before in known.items()]
-        wrong = [f"  {path}: {why}" for path, why in found if why] + [f"  {path}: {why}" for path, why in self._let_go(tree)]
+        found += [*self._let_go(tree), *self._added(tree), *self._backend.objections(self.model if model is None else model)]
+        wrong = [f"  {path}: {why}" for path, why in found if why]
         if wrong:
             rest = [f"  … and {len(wrong) - 10} more"] if len(wrong) > 10 else []
             raise FrozenMovedError("\n".join([f"{len(wrong)} of the promises made for {self._label} are broken.", *wrong[:10], *rest]))
@@ -120,6 +123,24 @@ class Freezing:
         for path in self.held if self._backend.in_place else ():
             if path in how and how[path] is None:
                 yield path, "is no longer held at inference; was it replaced, converted or unfrozen? Freeze again"
+
+    def _added(self, tree: Layer) -> Iterator[tuple[str, str]]:
+        """What was put into a frozen part after the call: it is not frozen, and nothing holds it."""
+        frozen, held = _above(self._state.frozen), _above(self.held)
+        trainable, known = _above(self._trained), self._trained | self._state.frozen
+        for layer in tree.walk() if self._backend.in_place else ():
+            part = next(path for path in _upwards(layer.path) if path in self._layers)
+            still = part in frozen and part not in trainable
+            for parameter in layer.parameters if still else ():
+                if parameter.status == "trainable" and parameter.path not in known:
+                    yield (
+                        parameter.path,
+                        f"was added to a frozen part ({part or 'the model'}) and is trainable; freeze again, or unfreeze it if it is meant to train",
+                    )
+            if layer.path not in self._layers and layer.inference is None:
+                moves = still and part in held and any(buffer.role not in STATELESS for buffer in layer.buffers)
+                if moves or self._state.inference.get(part) == "all":
+                    yield layer.path, f"was added to a part that is held at inference ({part or 'the model'}) and is not held; freeze again"
 
     def _objection(self, parameter: Parameter | None, before: Hashable) -> str:
         if parameter is None:
@@ -302,13 +323,38 @@ def describe(
         _revert=undo,
         _tools=tools,
         _fingerprints=_fingerprints(backend, nodes),
+        _layers=frozenset(layer.path for layer in nodes),
+        _trained=frozenset(p.path for layer in nodes for p in layer.parameters if p.status == "trainable"),
     )
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yields the path and those of the layers above it, down to the root's.
+
+    >>> list(_upwards("a.b"))
+    ['a.b', 'a', '']
+    """
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _above(paths: Iterable[str]) -> set[str]:
+    """Returns the paths and those of every layer above one of them."""
+    found: set[str] = set()
+    for path in paths:
+        for one in _upwards(path):
+            if one in found:
+                break
+            found.add(one)
+    return found
 
 
 def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
     promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen"]
-    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role != "rng" or layer.inference == "all"]
+    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all"]
     return {p.path: backend.fingerprint(p.array) for p in unique(iter(promised))}
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from ._backend import Request
 from ._resolve import resolve_parameters
 from ._scene import Selection
-from ._tree import Inference, Layer, Parameter, State
+from ._tree import STATELESS, Inference, Layer, Parameter, State
 from .errors import ConflictError, NothingSelectedError, UntrainableError
 
 Held = Literal["norm", "all", "none"]
@@ -132,5 +132,5 @@ def _how(layer: Layer, inference: Held) -> Inference | None:
     """How a picked layer is held: under ``"norm"`` only what keeps statistics or other state needs holding."""
     if inference == "all":
         return "all"
-    keeps_state = layer.hidden_state or any(buffer.role != "rng" for buffer in layer.buffers)
+    keeps_state = layer.hidden_state or any(buffer.role not in STATELESS for buffer in layer.buffers)
     return "norm" if inference == "norm" and keeps_state else None

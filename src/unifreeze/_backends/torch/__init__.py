@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import cast
 
 import torch
@@ -10,9 +10,11 @@ from torch import nn
 
 from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, hookimpl
 
+from .checkpointing import warn_of_dead_gradients, without_gradient
 from .fingerprint import fingerprint
 from .holding import hold_layers
 from .optimizer import Tools
+from .stray import watch_wrappers_outside
 from .tree import read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
@@ -30,12 +32,19 @@ class TorchBackend(Backend):
         """Sets ``requires_grad``, drops the gradients of what is frozen, and holds modules at inference behaviour."""
         root = cast(nn.Module, model)
         freezing, thawing, skipped = _flags(request)
-        refuse_what_ddp_cannot_follow(root, [p for p in freezing if p.status == "trainable"], thawing)
+        changing = [p for p in freezing if p.status == "trainable"]
+        refuse_what_ddp_cannot_follow(root, changing, thawing)
         with ExitStack() as stack:
             _set_flags(freezing, thawing, stack)
             hold_layers(request, stack)
+            watch_wrappers_outside(root, changing + thawing, stack)
+            warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
             return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
+
+    def objections(self, model: object) -> Iterable[tuple[str, str]]:
+        """Names what trains in words and gets no gradient."""
+        return without_gradient(read(cast(nn.Module, model)))
 
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""

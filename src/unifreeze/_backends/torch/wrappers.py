@@ -43,7 +43,7 @@ def refuse_what_ddp_cannot_follow(model: nn.Module, freezing: Collection[Paramet
                 "Freeze first and wrap then, or wrap with find_unused_parameters=True and without static_graph.",
             )
         late = [parameter for parameter in thawing if id(parameter.array) in own]
-        known = _reduced(wrapper) if late else set()
+        known = reduced(wrapper) if late else set()
         _refuse(
             "Unfreezing after DistributedDataParallel has wrapped the model lets the ranks drift apart: gradients of what was frozen then are not averaged.",
             [parameter.path for parameter in late if id(parameter.array) not in known],
@@ -51,7 +51,7 @@ def refuse_what_ddp_cannot_follow(model: nn.Module, freezing: Collection[Paramet
         )
 
 
-def _reduced(wrapper: DistributedDataParallel) -> set[int]:
+def reduced(wrapper: DistributedDataParallel) -> set[int]:
     """The identities of the parameters whose gradients are averaged. Only the buckets tell, at the price of arrays as large as the gradients for a moment."""
     return {id(array) for bucket in wrapper.reducer._get_zeros_like_grad_buckets() for array in bucket.parameters()}
 
