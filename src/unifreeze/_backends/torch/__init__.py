@@ -8,11 +8,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, hookimpl
 
 from .fingerprint import fingerprint
 from .holding import hold_layers
 from .optimizer import Tools
+from .rows import keep_rows, take
 from .tree import read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
@@ -33,6 +34,7 @@ class TorchBackend(Backend):
         refuse_what_ddp_cannot_follow(root, [p for p in freezing if p.status == "trainable"], thawing)
         with ExitStack() as stack:
             _set_flags(freezing, thawing, stack)
+            keep_rows(request, stack)
             hold_layers(request, stack)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
             return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
@@ -40,6 +42,10 @@ class TorchBackend(Backend):
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def take(self, array: object, rows: Rows) -> torch.Tensor:
+        """The rows on their own device, where they are dense and in one piece."""
+        return take(cast(torch.Tensor, array), rows)
 
 
 BACKEND = TorchBackend()
