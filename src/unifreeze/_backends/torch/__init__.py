@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import cast
 
 import torch
@@ -31,13 +31,13 @@ class TorchBackend(Backend):
         """Sets ``requires_grad``, drops the gradients of what is frozen, and holds modules at inference behaviour."""
         root = cast(nn.Module, model)
         freezing, thawing, skipped = _flags(request)
-        refuse_what_ddp_cannot_follow(root, [p for p in freezing if p.status == "trainable"], thawing)
+        refuse_what_ddp_cannot_follow([p for p in freezing if p.status == "trainable"], thawing)
         with ExitStack() as stack:
             _set_flags(freezing, thawing, stack)
             keep_rows(request, stack)
             hold_layers(request, stack)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
+            return Applied(model, undo=_undo(freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
 
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
@@ -73,6 +73,18 @@ def _flags(request: Request) -> tuple[list[Parameter], list[Parameter], dict[str
             elif parameter.status == "frozen":
                 thawing[id(parameter.array)] = parameter
     return list(freezing.values()), list(thawing.values()), skipped
+
+
+def _undo(frozen: list[Parameter], thawed: list[Parameter], restoring: ExitStack) -> Callable[[], None]:
+    """What restores, after a look at wrappers that have been put round the model since: to undo a freeze is to unfreeze."""
+    were_trainable = [parameter for parameter in frozen if parameter.status == "trainable"]
+
+    def undo() -> None:
+        freezing = [parameter for parameter in thawed if cast(torch.Tensor, parameter.array).requires_grad]
+        refuse_what_ddp_cannot_follow(freezing, [p for p in were_trainable if not cast(torch.Tensor, p.array).requires_grad])
+        restoring.close()
+
+    return undo
 
 
 def _set_flags(freezing: list[Parameter], thawing: list[Parameter], stack: ExitStack) -> None:
