@@ -16,8 +16,9 @@ from ._freezing import Freezing, bring_about, label_of, read
 from ._manager import backend_of
 from ._recipe import Recipe
 from ._resolve import resolve
+from ._rows import Rows
 from ._summary import Summary
-from ._tree import Layer, State, state_of
+from ._tree import Layer, Parameter, State, state_of
 from ._wish import Held, Wish
 from .errors import ArgumentError, NothingSelectedError, SelectorError, UnifreezeWarning, UntrainableError, near
 
@@ -53,7 +54,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 @_checked
-def freeze(model: object, layers: object = None, *, params: object = None, inference: Held = "norm") -> Freezing:
+def freeze(model: object, layers: object = None, *, params: object = None, rows: object = None, inference: Held = "norm") -> Freezing:
     """Freezes layers: nothing in them moves any more, whatever the training code does.
 
     A freeze adds to what is frozen already. The call resolves everything first and changes the model only then; if it raises, nothing has changed.
@@ -63,6 +64,8 @@ def freeze(model: object, layers: object = None, *, params: object = None, infer
         layers: Which layers: a selector, a text (a glob over paths, or the text form of a selector), one of the framework's own layers or classes, or a
             list of these. ``None`` is the whole model.
         params: Narrows to some parameters of these layers: a role or a glob (``"bias"``, ``"*.weight"``), a function of ``Parameter``, arrays, or a list.
+        rows: Narrows to some rows (indices of axis 0) of these parameters: a slice, a range, or a list or array of numbers, negative ones from the end. The
+            other rows train: new tokens, say, while the old ones stay. Such a parameter is still ``trainable``; ``Freezing.rows`` tells its frozen rows.
         inference: What else is kept still in layers that are frozen whole. ``"norm"``: their statistics and other buffers, and a normalisation layer
             computes as at inference; dropout stays on. ``"all"``: they run as at inference altogether. ``"none"``: only parameters are frozen.
 
@@ -73,6 +76,8 @@ def freeze(model: object, layers: object = None, *, params: object = None, infer
         NothingSelectedError: If the selector, or a part of it, picks nothing.
         ConflictError: If a parameter is shared with a layer that the selector leaves out by name.
         UnknownModelError: If no backend speaks for the model.
+        SelectorError: If ``layers``, ``params`` or ``rows`` can't be understood, or ``rows`` go past the end of a parameter.
+        BackendError: If the backend does not know rows, or can't hold those of a parameter.
 
     Example:
         >>> import pytest; torch = pytest.importorskip("torch")
@@ -81,11 +86,11 @@ def freeze(model: object, layers: object = None, *, params: object = None, infer
         >>> freeze(model, layers="0")
         <Freezing of Sequential (torch): 2 of 4 parameters frozen, 2 changed by this call>
     """
-    return _set(model, layers, params, inference, frozen=True)
+    return _set(model, layers, params, rows, inference, frozen=True)
 
 
 @_checked
-def unfreeze(model: object, layers: object = None, *, params: object = None) -> Freezing:
+def unfreeze(model: object, layers: object = None, *, params: object = None, rows: object = None) -> Freezing:
     """Lets layers train again, with their statistics and their mode; with ``params=``, lets only these parameters train and nothing else.
 
     ``freeze(...).undo()`` restores what was there before; this makes trainable whatever it picks, also what was frozen by hand.
@@ -94,6 +99,7 @@ def unfreeze(model: object, layers: object = None, *, params: object = None) -> 
         model: As in ``freeze``.
         layers: As in ``freeze``.
         params: As in ``freeze``.
+        rows: As in ``freeze``: lets only these rows train. Of a parameter that was frozen whole, the others stay frozen.
 
     Returns:
         A ``Freezing`` that tells how things stand.
@@ -111,7 +117,7 @@ def unfreeze(model: object, layers: object = None, *, params: object = None) -> 
         >>> unfreeze(model, params="bias").trainable
         ('0.bias', '1.bias')
     """
-    return _set(model, layers, params, "none", frozen=False)
+    return _set(model, layers, params, rows, "none", frozen=False)
 
 
 @_checked
@@ -207,7 +213,7 @@ def _read(model: object) -> tuple[Backend, Layer]:
     return backend, backend.layers(model)
 
 
-def _set(model: object, layers: object, params: object, inference: Held, *, frozen: bool) -> Freezing:
+def _set(model: object, layers: object, params: object, rows: object, inference: Held, *, frozen: bool) -> Freezing:
     if inference not in ("norm", "all", "none"):
         raise ArgumentError(f"inference={inference!r} is unknown.\n  it is 'norm', 'all' or 'none'\n  {near(str(inference), ['norm', 'all', 'none'])}".rstrip())
     backend, tree = _read(model)
@@ -215,8 +221,21 @@ def _set(model: object, layers: object, params: object, inference: Held, *, froz
     if not frozen and not backend.in_place and not isinstance(model, Freezing):
         raise ArgumentError(f"{label} carries no state, so nothing is frozen in it.\n  Give the Freezing: unfreeze(freezing, …), where freezing = freeze(…).")
     wish = Wish(tree, label)
-    wish.add(resolve(layers, tree, label), params, inference, frozen=frozen)
+    wish.add(resolve(layers, tree, label), params, inference, frozen=frozen, within=None if rows is None else functools.partial(_rows, backend, rows))
     return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (layers is None and params is None))
+
+
+def _rows(backend: Backend, rows: object, parameter: Parameter) -> Rows:
+    """The rows that are meant of this parameter, once its backend has agreed to them."""
+    if parameter.untrainable:
+        raise UntrainableError(
+            f"{parameter.path} can't be trained, so no row of it can, either.\n  {parameter.untrainable}\n  It stays as it is; leave it out of layers=."
+        )
+    if not parameter.shape:
+        raise SelectorError(f"{parameter.path} is a single number and has no rows.\n  Leave it out of layers= or params=, or freeze it whole.")
+    read = Rows.read(rows, parameter.shape[0], parameter.path)
+    backend.take(parameter.array, read)
+    return read
 
 
 def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, *, knowingly: bool) -> Freezing:

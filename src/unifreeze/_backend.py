@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._rows import Rows
 from ._tree import Layer, State
+from .errors import BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,17 @@ class Backend(ABC):
     def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
         """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""
         return ()
+
+    def take(self, array: Any, rows: Rows) -> Any:  # noqa: ARG002 - what a backend that knows rows needs
+        """Returns these rows of an array, as an array that ``fingerprint`` reads.
+
+        A backend that can freeze some rows of a parameter overrides this, obeys ``request.state.rows`` and reports ``Parameter.rows``. It raises here for an
+        array whose rows it can't hold; that happens before anything changes.
+
+        Raises:
+            BackendError: By default.
+        """
+        raise BackendError(f"rows= is not known to the {self.name} backend.\n  Freeze whole parameters, or keep in two parameters what shall train apart.")
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

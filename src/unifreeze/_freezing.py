@@ -10,6 +10,7 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
 
 from ._backend import Backend, Request, nothing
+from ._rows import Rows
 from ._summary import Summary
 from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
@@ -25,7 +26,7 @@ class Freezing:
     Attributes:
         model: The model. For JAX pytrees, which can't be changed, an abstract copy (shapes and dtypes).
         frozen: Paths of the parameters that are frozen, of the whole model.
-        trainable: Paths of those that are trainable.
+        trainable: Paths of those that are trainable, also if some of their rows are frozen.
         held: Paths of the layers that run as at inference.
         changed: Paths of the parameters whose status this call changed.
         layers: Paths of the weighted layers that this call picked.
@@ -56,6 +57,11 @@ class Freezing:
     _fingerprints: Mapping[str, Hashable] = field(default_factory=dict)
     _layers: frozenset[str] = frozenset({""})
     _trained: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> Mapping[str, Rows]:
+        """For each parameter of which only some rows are frozen, these rows."""
+        return MappingProxyType(dict(self._state.rows))
 
     def undo(self) -> Freezing:
         """Restores exactly what was there before this call, and says how things stand then. The second call changes nothing more.
@@ -101,7 +107,7 @@ class Freezing:
                 f"The values of {len(unknown)} frozen arrays of {self._label} were not known at the call, so nothing can be said of them.\n"
                 f"  first: {unknown[0]}\n  freezing = freezing.remember(model), given the real arrays, before training, makes them comparable."
             )
-        return Proof(self._label, tuple(known), sum(now[path].nbytes for path in known))
+        return Proof(self._label, tuple(known), sum(_nbytes(now[path], self._state.rows.get(path)) for path in known))
 
     def remember(self, model: object) -> Freezing:
         """Returns this Freezing with the values that its frozen arrays have in ``model``, for ``verify`` to compare with.
@@ -115,7 +121,7 @@ class Freezing:
         missing = [path for path in self._fingerprints if path not in arrays]
         if missing:
             raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
-        return replace(self, _fingerprints={path: self._backend.fingerprint(arrays[path]) for path in self._fingerprints})
+        return replace(self, _fingerprints={path: _fingerprint(self._backend, arrays[path], self._state.rows.get(path)) for path in self._fingerprints})
 
     def _let_go(self, tree: Layer) -> Iterator[tuple[str, str]]:
         """The layers that no longer run as at inference; until their statistics move, no array shows it."""
@@ -145,13 +151,22 @@ class Freezing:
     def _objection(self, parameter: Parameter | None, before: Hashable) -> str:
         if parameter is None:
             return "is gone; was its layer replaced? Freeze again to cover the new one"
-        if self._backend.in_place and parameter.status == "trainable":
+        rows = self._state.rows.get(parameter.path)
+        if rows is not None and parameter.status == "trainable" and len(rows - (parameter.rows or Rows(()))):
+            return f"rows {rows} are trainable again; was the parameter replaced, or did undo() or another call unfreeze them?"
+        if rows is None and self._backend.in_place and parameter.status == "trainable":
             return "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
-        now = self._backend.fingerprint(parameter.array)
+        now = _fingerprint(self._backend, parameter.array, rows)
         if now is None:
             return "has no values now (an abstract, deleted or donated array)"
         if now != before:
-            return "moved" if parameter.status != "buffer" else "moved (statistics or other state); was its layer replaced or converted?"
+            return (
+                f"rows {rows} moved"
+                if rows
+                else "moved"
+                if parameter.status != "buffer"
+                else "moved (statistics or other state); was its layer replaced or converted?"
+            )
         return ""
 
     def __enter__(self) -> Self:
@@ -164,7 +179,8 @@ class Freezing:
 
     def __repr__(self) -> str:
         total = len(self.frozen) + len(self.trainable)
-        return f"<Freezing of {self._label}: {len(self.frozen)} of {total} parameters frozen, {len(self.changed)} changed by this call>"
+        rows = f", some rows of {len(self.rows)}" if self.rows else ""
+        return f"<Freezing of {self._label}: {len(self.frozen)} of {total} parameters frozen{rows}, {len(self.changed)} changed by this call>"
 
     def __copy__(self) -> Self:
         return self
@@ -184,7 +200,7 @@ class Freezing:
         raise AttributeError(name)
 
     def __dir__(self) -> list[str]:
-        own = ["changed", "frozen", "held", "layers", "model", "remember", "skipped", "summary", "trainable", "undo", "verify"]
+        own = ["changed", "frozen", "held", "layers", "model", "remember", "rows", "skipped", "summary", "trainable", "undo", "verify"]
         return sorted({*own, *(name for name in dir(self._tools) if not name.startswith("_") and self._tools is not None)})
 
     def __eq__(self, other: object) -> bool:
@@ -313,7 +329,7 @@ def describe(
         frozen=tuple(p.path for p in parameters if p.status == "frozen"),
         trainable=tuple(p.path for p in parameters if p.status == "trainable"),
         held=tuple(layer.path for layer in nodes if layer.inference is not None),
-        changed=tuple(p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen")),
+        changed=tuple(p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen") or p.rows != before.rows.get(p.path)),
         layers=tuple(picked),
         skipped=MappingProxyType(dict(skipped)),
         _backend=backend,
@@ -353,9 +369,17 @@ def _above(paths: Iterable[str]) -> set[str]:
 
 def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
-    promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen"]
+    promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen" or p.rows is not None]
     promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all"]
-    return {p.path: backend.fingerprint(p.array) for p in unique(iter(promised))}
+    return {p.path: _fingerprint(backend, p.array, p.rows) for p in unique(iter(promised))}
+
+
+def _fingerprint(backend: Backend, array: object, rows: Rows | None) -> Hashable:
+    return backend.fingerprint(array if rows is None else backend.take(array, rows))
+
+
+def _nbytes(parameter: Parameter, rows: Rows | None) -> int:
+    return parameter.nbytes if rows is None else parameter.nbytes // parameter.shape[0] * len(rows)
 
 
 def label_of(tree: Layer, backend: Backend) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._tree import Inference, Layer, Status
+from ._tree import Inference, Layer, Parameter, Status
 from .errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Row:
         shared_with: Path of the first layer that reaches the same array, where this one only reaches it again.
         inference: How the layer itself is held: ``norm`` or ``all``; ``None`` where it follows the model's mode.
         drifts: Whether all parameters of the layer itself are frozen while its statistics go on moving (``inference="none"``).
+        frozen_rows: Frozen rows of the layer's own parameters of which only some rows are frozen.
     """
 
     path: str
@@ -48,12 +49,15 @@ class Row:
     shared_with: str = ""
     inference: Inference | None = None
     drifts: bool = False
+    frozen_rows: int = 0
 
     def cells(self, indent: str) -> tuple[str, ...]:
         """Returns the row as text, its name indented by depth."""
         name = indent * self.depth + (self.path.rpartition(".")[2] or self.type)
         count = f"{self.parameters:,}" if self.parameters or not self.shared_with else ""
-        notes = [f"shared with {self.shared_with}"] if self.shared_with else []
+        notes = [f"{self.frozen_rows:,} rows frozen"] if self.frozen_rows else []
+        if self.shared_with:
+            notes.append(f"shared with {self.shared_with}")
         if self.drifts:
             notes.append("statistics move")
         return name, self.type, _shape(self.output_shape), count, self.status + (f" ({', '.join(notes)})" if notes else "")
@@ -66,7 +70,7 @@ class Totals:
     Attributes:
         parameters: Elements of all parameters: trainable plus frozen.
         trainable: Elements an optimizer will train.
-        frozen: Elements that are frozen.
+        frozen: Elements that are frozen, also those of frozen rows.
         buffers: Elements of buffers (statistics, random state), which are no parameters.
         bytes: Bytes of all arrays.
         bytes_trainable: Bytes of the trainable parameters.
@@ -216,20 +220,21 @@ class _Count:
             sums[layer.path] = counts
             status = _status(counts.statuses, held=layer.inference is not None and (counts.buffers > 0 or layer.kind == "dropout"))
             sums_of_row = counts.parameters, counts.buffers, counts.nbytes
-            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, layer.inference, _drifts(layer)))
+            own = layer.inference, _drifts(layer), sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
+            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *own))
         self.rows = tuple(reversed(rows))
 
     def _own(self, layer: Layer) -> tuple[_Sums, str]:
         counts = _Sums()
         again = ""
         for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
-            counts.statuses |= _FLAGS[parameter.status]
+            counts.statuses |= _FLAGS[parameter.status] if parameter.rows is None else _PARTIAL
             first = self.owner.setdefault(id(parameter.array), layer.path)
             if first != layer.path:
                 again = first or "the root"
                 continue
             size = parameter.size
-            self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
+            self._total(parameter, size)
             counts.nbytes += parameter.nbytes
             if parameter.status == "buffer":
                 counts.buffers += size
@@ -237,8 +242,19 @@ class _Count:
                 counts.parameters += size
         return counts, again
 
+    def _total(self, parameter: Parameter, size: int) -> None:
+        """Counts frozen rows as frozen."""
+        if parameter.rows is None:
+            self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
+            return
+        length, frozen = parameter.shape[0], len(parameter.rows)
+        parts: tuple[tuple[Status, int], ...] = ("frozen", frozen), ("trainable", length - frozen)
+        for status, rows in parts:
+            self.totals.add(status, size // length * rows, parameter.nbytes // length * rows, parameter.dtype)
+
 
 _FLAGS = {"buffer": 0, "trainable": 1, "frozen": 2}
+_PARTIAL = 3
 
 
 @dataclass(slots=True)

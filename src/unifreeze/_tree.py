@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
+from ._rows import Rows
+
 Status = Literal["trainable", "frozen", "buffer"]
 Inference = Literal["norm", "all"]
 
@@ -54,6 +56,7 @@ class Parameter:
             ``cache`` (another array that is not saved); otherwise the array's own name.
         array: The framework's own array or variable. It is compared by identity only, which is how shared parameters are found.
         untrainable: Why it can't be trained (``"int8 has no gradient"``), or empty.
+        rows: The frozen rows of a trainable parameter, where some of its rows are frozen.
     """
 
     path: str
@@ -64,6 +67,7 @@ class Parameter:
     role: str
     array: object = field(repr=False)
     untrainable: str = ""
+    rows: Rows | None = None
 
     @property
     def name(self) -> str:
@@ -139,10 +143,12 @@ class State:
     Attributes:
         frozen: Paths of the frozen parameters.
         inference: For each layer that is held at inference behaviour, how.
+        rows: For each parameter of which only some rows are frozen, which.
     """
 
     frozen: frozenset[str] = frozenset()
     inference: Mapping[str, Inference] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def state_of(layers: list[Layer]) -> State:
@@ -150,6 +156,7 @@ def state_of(layers: list[Layer]) -> State:
     return State(
         frozenset(p.path for layer in layers for p in layer.parameters if p.status == "frozen"),
         {layer.path: layer.inference for layer in layers if layer.inference is not None},
+        {p.path: p.rows for layer in layers for p in layer.parameters if p.rows is not None},
     )
 
 

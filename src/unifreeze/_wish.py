@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from ._backend import Request
 from ._resolve import resolve_parameters
+from ._rows import Rows
 from ._scene import Selection
 from ._tree import STATELESS, Inference, Layer, Parameter, State
 from .errors import ConflictError, NothingSelectedError, UntrainableError
 
 Held = Literal["norm", "all", "none"]
+# What of a parameter is frozen: all of it, nothing of it, or some rows.
+Part = bool | Rows
 
 
 class Wish:
@@ -21,12 +25,12 @@ class Wish:
         self.nodes = list(tree.walk())
         self.picked: set[str] = set()
         self.skipped: dict[str, str] = {}
-        self._asked: dict[str, bool] = {}
+        self._asked: dict[str, Part] = {}
         self._left_out: set[str] = set()
         self._held: dict[str, Inference | None] = {}
 
-    def add(self, selection: Selection, params: object, inference: Held, *, frozen: bool) -> None:
-        """Adds that the selected layers, or some of their parameters, shall be frozen or trainable.
+    def add(self, selection: Selection, params: object, inference: Held, *, frozen: bool, within: Callable[[Parameter], Rows] | None = None) -> None:
+        """Adds that the selected layers, or some of their parameters, or (``within``) some rows of these, shall be frozen or trainable.
 
         Raises:
             NothingSelectedError: If nothing would come of it.
@@ -38,11 +42,11 @@ class Wish:
             chosen = resolve_parameters(params, layers, self.label)
         if not frozen:
             chosen = self._trainable(chosen)
-        self._asked |= dict.fromkeys((parameter.path for parameter in chosen), frozen)
+        self._asked |= {parameter.path: frozen if within is None else self._part(parameter, within(parameter), frozen=frozen) for parameter in chosen}
         if selection.excluded:
             self._left_out |= {p.path for layer in self.nodes if layer.path in selection.excluded for p in layer.parameters}
         self._left_out -= self._asked.keys()
-        whole = layers if params is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
+        whole = layers if params is None and within is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
         self._held |= {layer.path: _how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
@@ -64,8 +68,15 @@ class Wish:
             )
         return able
 
+    def _part(self, parameter: Parameter, rows: Rows, *, frozen: bool) -> Part:
+        every = Rows(((0, parameter.shape[0]),))
+        now = self._asked.get(parameter.path, _part_now(parameter))
+        still = now if isinstance(now, Rows) else every if now else Rows(())
+        then = still | rows if frozen else still - rows
+        return then if 0 < len(then) < len(every) else then == every
+
     def _all_frozen(self, layer: Layer) -> bool:
-        return all(self._asked.get(p.path, p.status == "frozen") for p in layer.parameters)
+        return all(self._asked.get(p.path, _part_now(p)) is True for p in layer.parameters)
 
     def request(self, base: State, *, exact: bool = False) -> Request:
         """Returns what to ask the backend for: the wish, on top of ``base``.
@@ -78,13 +89,14 @@ class Wish:
             ConflictError: If two statuses were asked for one shared parameter.
         """
         settled = self._settled()
-        frozen = {path for path in base.frozen if settled.get(path, True)} | {path for path, value in settled.items() if value}
+        frozen = {path for path in base.frozen if settled.get(path, True) is True} | {path for path, part in settled.items() if part is True}
+        rows = {path: some for path, some in {**base.rows, **settled}.items() if isinstance(some, Rows)}
         held = self._without_torn_containers({**base.inference, **self._held})
         inference = {path: how for path, how in held.items() if how is not None}
         parameters = {p.path for layer in self.nodes for p in layer.parameters} if exact else settled.keys()
         torn = {path for path, how in base.inference.items() if held[path] != how}
         layers = {layer.path for layer in self.nodes} if exact else self._held.keys() | torn
-        return Request(self.tree, State(frozenset(frozen), inference), frozenset(parameters), frozenset(layers))
+        return Request(self.tree, State(frozenset(frozen), inference, rows), frozenset(parameters), frozenset(layers))
 
     def _without_torn_containers(self, held: dict[str, Inference | None]) -> dict[str, Inference | None]:
         """A container runs wholly as at inference only if everything in it does: what it hands down would reach the layers that train."""
@@ -95,37 +107,45 @@ class Wish:
                 held[layer.path] = _how(layer, "norm")
         return held
 
-    def _settled(self) -> dict[str, bool]:
+    def _settled(self) -> dict[str, Part]:
         """Gives every path of a shared parameter the status that was asked for one of them."""
         settled = dict(self._asked)
         for aliases in _shared(self.nodes):
             asked = {path: self._asked[path] for path in aliases if path in self._asked}
             if asked:
-                self._agree(asked | {path: frozen for path, frozen in aliases.items() if path in self._left_out and path not in asked})
+                self._agree(asked | {path: part for path, part in aliases.items() if path in self._left_out and path not in asked})
                 settled |= dict.fromkeys(aliases, next(iter(asked.values())))
         return settled
 
-    def _agree(self, statuses: dict[str, bool]) -> None:
-        if len(set(statuses.values())) > 1:
-            frozen, trainable = (next(path for path, value in statuses.items() if value is wanted) for wanted in (True, False))
+    def _agree(self, parts: dict[str, Part]) -> None:
+        if len(set(parts.values())) > 1:
+            first, *_, other = sorted(parts, key=lambda path: (parts[path] is False, parts[path] is not True))
             raise ConflictError(
-                f"{frozen} and {trainable} of {self.label} are the same array and can't have different statuses.\n"
-                f"  {frozen} would be frozen, {trainable} trainable\n"
+                f"{first} and {other} of {self.label} are the same array and can't have different statuses.\n"
+                f"  {first} would be {_word(parts[first])}, {other} {_word(parts[other])}\n"
                 "  Pick both or neither; one that is not mentioned follows the other."
             )
 
 
-def _shared(nodes: list[Layer]) -> list[dict[str, bool]]:
-    """For each parameter that several paths reach: whether it is frozen now, by path."""
+def _shared(nodes: list[Layer]) -> list[dict[str, Part]]:
+    """For each parameter that several paths reach: what of it is frozen now, by path."""
     first: dict[int, Parameter] = {}
-    groups: dict[int, dict[str, bool]] = {}
+    groups: dict[int, dict[str, Part]] = {}
     for layer in nodes:
         for parameter in layer.parameters:
             found = first.setdefault(id(parameter.array), parameter)
             if found is not parameter:
-                group = groups.setdefault(id(parameter.array), {found.path: found.status == "frozen"})
-                group[parameter.path] = parameter.status == "frozen"
+                group = groups.setdefault(id(parameter.array), {found.path: _part_now(found)})
+                group[parameter.path] = _part_now(parameter)
     return list(groups.values())
+
+
+def _part_now(parameter: Parameter) -> Part:
+    return parameter.status == "frozen" if parameter.rows is None else parameter.rows
+
+
+def _word(part: Part) -> str:
+    return f"frozen in rows {part}" if isinstance(part, Rows) else "frozen" if part else "trainable"
 
 
 def _how(layer: Layer, inference: Held) -> Inference | None:

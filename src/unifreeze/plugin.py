@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pluggy
 
 from ._backend import Applied, Backend, Request
+from ._rows import Rows
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -26,6 +27,7 @@ __all__ = [
     "Layer",
     "Parameter",
     "Request",
+    "Rows",
     "State",
     "Status",
     "UnbuiltModelError",

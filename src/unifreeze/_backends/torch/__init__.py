@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import cast
 
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, hookimpl
 
 from .checkpointing import warn_of_dead_gradients, without_gradient
 from .fingerprint import fingerprint
 from .holding import hold_layers
 from .optimizer import Tools
-from .stray import watch_wrappers_outside
+from .rows import keep_rows, take
 from .tree import read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
@@ -32,15 +32,14 @@ class TorchBackend(Backend):
         """Sets ``requires_grad``, drops the gradients of what is frozen, and holds modules at inference behaviour."""
         root = cast(nn.Module, model)
         freezing, thawing, skipped = _flags(request)
-        changing = [p for p in freezing if p.status == "trainable"]
-        refuse_what_ddp_cannot_follow(root, changing, thawing)
+        refuse_what_ddp_cannot_follow([p for p in freezing if p.status == "trainable"], thawing)
         with ExitStack() as stack:
             _set_flags(freezing, thawing, stack)
+            keep_rows(request, stack)
             hold_layers(request, stack)
-            watch_wrappers_outside(root, changing + thawing, stack)
             warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
+            return Applied(model, undo=_undo(freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
 
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
@@ -49,6 +48,10 @@ class TorchBackend(Backend):
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def take(self, array: object, rows: Rows) -> torch.Tensor:
+        """The rows on their own device, where they are dense and in one piece."""
+        return take(cast(torch.Tensor, array), rows)
 
 
 BACKEND = TorchBackend()
@@ -76,6 +79,18 @@ def _flags(request: Request) -> tuple[list[Parameter], list[Parameter], dict[str
             elif parameter.status == "frozen":
                 thawing[id(parameter.array)] = parameter
     return list(freezing.values()), list(thawing.values()), skipped
+
+
+def _undo(frozen: list[Parameter], thawed: list[Parameter], restoring: ExitStack) -> Callable[[], None]:
+    """What restores, after a look at wrappers that have been put round the model since: to undo a freeze is to unfreeze."""
+    were_trainable = [parameter for parameter in frozen if parameter.status == "trainable"]
+
+    def undo() -> None:
+        freezing = [parameter for parameter in thawed if cast(torch.Tensor, parameter.array).requires_grad]
+        refuse_what_ddp_cannot_follow(freezing, [p for p in were_trainable if not cast(torch.Tensor, p.array).requires_grad])
+        restoring.close()
+
+    return undo
 
 
 def _set_flags(freezing: list[Parameter], thawing: list[Parameter], stack: ExitStack) -> None:

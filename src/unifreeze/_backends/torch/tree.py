@@ -14,6 +14,7 @@ from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError
 from unifreeze.plugin import role as common_role
 
 from .pin import held, parametrizations
+from .rows import frozen_rows
 from .wrappers import unwrapped
 
 _KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -121,7 +122,7 @@ def _with_parametrizations(module: nn.Module, inner: nn.ModuleDict) -> tuple[Nam
 def _parameter(path: str, role: str, array: torch.Tensor) -> Parameter:
     dtype, untrainable = _dtype(array.dtype)
     status: Status = "trainable" if array.requires_grad else "frozen"
-    return Parameter(path, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable)
+    return Parameter(path, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable, frozen_rows(array) if array.requires_grad else None)
 
 
 def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
