@@ -136,7 +136,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios against hand-written loops and against torchinfo."""
     _install(session, ".", group="bench")
-    for program in ("import_time", "scale", "summary"):
+    for program in ("import_time", "scale", "summary", "cost", "distributed"):
         session.run("python", f"benchmarks/{program}.py", env=ENVIRONMENT)
 
 
