@@ -153,7 +153,7 @@ def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -
     """Runs a program whose output is a part of the documentation."""
     page.parent.mkdir(exist_ok=True)
     with page.open("w") as file:
-        session.run("python", program, stdout=file, env=env)
+        session.run("python", program, stdout=file, stderr=sys.stderr, env=env)
     print(page.read_text())
 
 
