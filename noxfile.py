@@ -146,6 +146,23 @@ def bench(session: nox.Session) -> None:
     _install(session, ".", group="bench")
     for program in ("import_time", "scale", "summary"):
         session.run("python", f"benchmarks/{program}.py", env=ENVIRONMENT)
+    for program in ("cost", "distributed"):
+        _page(session, f"benchmarks/{program}.py", Path("docs/cost") / f"{program}.md", ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
+def peers(session: nox.Session) -> None:
+    """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen."""
+    _install(session, ".", group="peers")
+    _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
+
+
+def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -> None:
+    """Runs a program whose output is a part of the documentation."""
+    page.parent.mkdir(exist_ok=True)
+    with page.open("w") as file:
+        session.run("python", program, stdout=file, stderr=sys.stderr, env=env)
+    print(page.read_text())
 
 
 @nox.session(python=PYTHON)

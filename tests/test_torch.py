@@ -400,8 +400,8 @@ def test_wrapping_does_not_change_paths() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-def test_more_states_than_graphs_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_states_than_graphs_are_announced() -> None:
     model = torch.compile(KIT.reference(), backend="eager")
     for _ in range(3):
         freeze(model, layers="stem").undo()

@@ -61,7 +61,7 @@ class Freezing:
     @property
     def rows(self) -> Mapping[str, Rows]:
         """For each parameter of which only some rows are frozen, these rows."""
-        return MappingProxyType(dict(self._state.rows))
+        return MappingProxyType({path: self._state.rows[path] for path in self.trainable if path in self._state.rows})
 
     def undo(self) -> Freezing:
         """Restores exactly what was there before this call, and says how things stand then. The second call changes nothing more.

@@ -220,8 +220,8 @@ class _Count:
             sums[layer.path] = counts
             status = _status(counts.statuses, held=layer.inference is not None and (counts.buffers > 0 or layer.kind == "dropout"))
             sums_of_row = counts.parameters, counts.buffers, counts.nbytes
-            own = layer.inference, _drifts(layer), sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
-            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *own))
+            behaviour = layer.inference, _drifts(layer), sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
+            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *behaviour))
         self.rows = tuple(reversed(rows))
 
     def _own(self, layer: Layer) -> tuple[_Sums, str]:
