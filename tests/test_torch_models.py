@@ -144,7 +144,7 @@ def made(name: str) -> nn.Module:
     model = CASES[name].make().train()
     with torch.no_grad():  # no gradient is zero by an initial value: LayerScale, a last norm of a block
         for array in model.parameters():
-            array.add_(torch.empty_like(array).uniform_(0.01, 0.03))
+            array.add_(torch.randn_like(array), alpha=0.02)
     return model
 
 
@@ -206,11 +206,18 @@ def unused(name: str) -> set[str]:
     return {path for path, _ in made(name).named_parameters() if path.startswith("aux")} if name == "GoogLeNet" else set()
 
 
+def frozen_by_hand(name: str) -> nn.Module:
+    model = made(name)
+    for part in CASES[name].part:
+        model.get_submodule(part).requires_grad_(False)
+    return model
+
+
 @EVERY
 @BOTH
 def test_the_part_computes_as_at_inference(name: str, how: Any) -> None:
     """In training mode, the frozen modules give what they give in a model that is in eval mode; dropout goes on under ``"norm"``."""
-    model = made(name)
+    model = frozen_by_hand(name)
     inputs: dict[str, Any] = {}
     part = model.get_submodule(CASES[name].part[0])
 
@@ -241,7 +248,9 @@ def test_the_output_at_inference_is_the_same_before_and_after(name: str) -> None
     model = made(name).eval()
     before = run(name, model).detach()
     freezing = freeze_part(name, model)
-    assert torch.equal(run(name, model).detach(), before)
+    # PyTorch chooses some kernels by requires_grad, so a last bit may differ, and by hand it is the same one.
+    torch.testing.assert_close(run(name, model).detach(), before, rtol=1e-5, atol=1e-7)
+    assert torch.equal(run(name, model).detach(), run(name, frozen_by_hand(name).eval()).detach())
     freezing.undo()
     assert torch.equal(run(name, model).detach(), before)
 

@@ -229,10 +229,11 @@ class _Count:
         again = ""
         for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
             counts.statuses |= _FLAGS[parameter.status] if parameter.rows is None else _PARTIAL
-            first = self.owner.setdefault(id(parameter.array), layer.path)
-            if first != layer.path:
-                again = first or "the root"
+            first = self.owner.get(id(parameter.array))
+            if first is not None:  # also by a second name in the same layer
+                again = again if first == layer.path else first or "the root"
                 continue
+            self.owner[id(parameter.array)] = layer.path
             size = parameter.size
             self._total(parameter, size)
             counts.nbytes += parameter.nbytes
