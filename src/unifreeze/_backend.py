@@ -82,5 +82,10 @@ class Backend(ABC):
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
 
+    def notes(self, tree: Layer) -> tuple[str, ...]:
+        """Returns what a summary shall say besides the totals, such as the framework's own figures where they differ. Nothing by default."""
+        del tree
+        return ()
+
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""
