@@ -201,7 +201,7 @@ def summary(model: object, *, depth: int | None = None) -> Summary:
         (3562, 330, 3232)
     """
     backend, tree = _read(model)
-    return Summary.of(tree, label_of(tree, backend), depth=depth)
+    return Summary.of(tree, label_of(tree, backend), depth=depth, notes=backend.notes(tree))
 
 
 def _read(model: object) -> tuple[Backend, Layer]:

@@ -103,5 +103,10 @@ class Backend(ABC):
         """
         raise BackendError(f"rows= is not known to the {self.name} backend.\n  Freeze whole parameters, or keep in two parameters what shall train apart.")
 
+    def notes(self, tree: Layer) -> tuple[str, ...]:
+        """Returns what a summary shall say besides the totals, such as the framework's own figures where they differ. Nothing by default."""
+        del tree
+        return ()
+
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

@@ -113,14 +113,16 @@ class Summary:
         label: The model, such as ``Sequential (torch)``.
         rows: A row for each layer, parents first, in the model's order. The root's row stands first.
         totals: Sums over the whole model.
+        notes: What the backend adds: the framework's own figures, where they differ.
     """
 
     label: str
     rows: tuple[Row, ...]
     totals: Totals
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tree: Layer, label: str, *, depth: int | None = None) -> Summary:
+    def of(cls, tree: Layer, label: str, *, depth: int | None = None, notes: tuple[str, ...] = ()) -> Summary:
         """Reads a summary off a tree, in one pass: linear in the number of layers.
 
         Raises:
@@ -129,11 +131,12 @@ class Summary:
         if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or depth < 0):
             raise ArgumentError(f"depth={depth!r} is no depth.\n  It is a whole number from 0 (the model's own row), or None for all layers.")
         counted = _Count(tree)
-        return cls(label, tuple(row for row in counted.rows if depth is None or row.depth <= depth), counted.totals)
+        return cls(label, tuple(row for row in counted.rows if depth is None or row.depth <= depth), counted.totals, notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data: ``model``, ``layers`` (one object for each row) and ``totals``."""
-        return {"model": self.label, "layers": [asdict(row) for row in self.rows], "totals": asdict(self.totals)}
+        """Returns plain data: ``model``, ``layers`` (one object for each row), ``totals``, and ``notes`` where there are any."""
+        plain = {"model": self.label, "layers": [asdict(row) for row in self.rows], "totals": asdict(self.totals)}
+        return plain | ({"notes": list(self.notes)} if self.notes else {})
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Returns ``to_dict()`` as JSON text."""
@@ -147,7 +150,7 @@ class Summary:
         return "\n".join([*table, "", *(f"- {line}" for line in self.sentences())])
 
     def sentences(self) -> list[str]:
-        """Returns the totals in words."""
+        """Returns the totals in words, and the notes."""
         t = self.totals
         by_dtype = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in sorted(t.bytes_by_dtype.items()))
         return [
@@ -156,6 +159,7 @@ class Summary:
             f"frozen: {t.frozen:,} ({_bytes(t.bytes_frozen)})",
             f"Buffers: {t.buffers:,} ({_bytes(t.bytes_buffers)})",
             f"Bytes by type: {by_dtype or 'none'}",
+            *self.notes,
         ]
 
     def _table(self, indent: str) -> Iterator[list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
 
-from . import training, tree
+from . import figures, training, tree
 from .flags import Setter
 from .optimizer import Bank, retarget
 
@@ -31,7 +31,9 @@ class KerasTools:
 
     def attach(self, optimizer: Any) -> None:
         """Points an optimizer that ``model.compile`` does not know at what is trainable now; moments of what stays are kept."""
-        retarget(optimizer, self._model.trainable_variables, Bank())
+        bank = Bank()
+        retarget(optimizer, self._model.trainable_variables, bank)
+        bank.tell()
 
 
 class KerasBackend(Backend):
@@ -49,7 +51,8 @@ class KerasBackend(Backend):
     def apply(self, model: Any, request: Request) -> Applied:
         """Sets flags and pins, and lets training obey at once.
 
-        A parameter that is unfrozen late begins as in a fresh optimizer, except in Nadam, whose momentum schedule all parameters share.
+        A parameter that is unfrozen late begins as in a fresh optimizer; where that can't be (an optimizer of one's own, with state that all parameters
+        share), a warning says so.
         """
         nodes = list(request.tree.walk())
         models = training.trainers(model, (node.native for node in nodes))
@@ -62,7 +65,12 @@ class KerasBackend(Backend):
             setter.set_all()
             stack.callback(training.pause, models)
             training.settle(models, bank, changed=setter.changed)
+            bank.tell()
             return Applied(model, stack.pop_all().close, KerasTools(model))
+
+    def notes(self, tree: Layer) -> tuple[str, ...]:
+        """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""
+        return figures.compared(tree)
 
     def fingerprint(self, array: Any) -> Hashable:
         """Hashes the bytes of a variable, or of a wrapped torch module's buffer."""

@@ -7,6 +7,8 @@ the one that a fresh optimizer would have, which loading a saved state relies on
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,19 +16,40 @@ from typing import Any
 import keras
 from keras.src.utils.tracking import DotNotTrackScope, Tracker
 
-from unifreeze.plugin import BackendError, ExitStack
+from unifreeze.plugin import BackendError, ExitStack, UnifreezeWarning
+
+from . import nadam
 
 Slots = dict[str, Any]
 
 _STARTS = "_unifreeze_starts"
+_INDEX = {"built", "_trainable_variables", "_trainable_variables_indices"}
 _UPDATES = ("update_step", "_parallel_update_step")
 
 
 class Bank:
-    """Slots of variables that left an optimizer, for whoever brings them back: undo."""
+    """Slots of variables that left an optimizer, for whoever brings them back: undo.
+
+    Attributes:
+        late: Variables that could not begin as in a fresh optimizer, with the name of the optimizer.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, object], tuple[Any, Slots, int]] = {}
+        self.late: dict[str, str] = {}
+
+    def tell(self) -> None:
+        """Warns of what began late, once."""
+        late, self.late = self.late, {}
+        if late:
+            path, name = next(iter(late.items()))
+            warnings.warn(
+                f"{len(late)} parameters, such as {path}, join a {name} that is under way, and it keeps state that all parameters share.\n"
+                f"  Their own arrays are new, but that state is as old as the optimizer; Adam, for one, would take a first step of three times the rate.\n"
+                "  To begin afresh with all of them instead: model.compile(optimizer=…) with a new one.",
+                UnifreezeWarning,
+                stacklevel=_outside(),
+            )
 
     def put(self, optimizer: Any, key: object, slots: Slots, start: int) -> None:
         """Keeps the slots of a variable, and the iteration it began at."""
@@ -36,6 +59,14 @@ class Bank:
         """Hands them out, once."""
         found = self._kept.pop((id(optimizer), key), None)
         return None if found is None else found[1:]
+
+
+def _outside() -> int:
+    """How far up the user's own line is."""
+    depth, frame = 1, inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").startswith("unifreeze."):
+        frame, depth = frame.f_back, depth + 1
+    return depth - 1
 
 
 def retarget(optimizer: Any, variables: Sequence[Any], bank: Bank) -> bool:
@@ -91,7 +122,8 @@ def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
     key = optimizer._var_key
     now = {key(variable): place for place, variable in enumerate(optimizer._trainable_variables)}
     starts = dict(vars(optimizer).get(_STARTS, {}))
-    clock = 0 if plan.shared else _iterations(optimizer)
+    clock = _iterations(optimizer)
+    joins_as_fresh = not plan.shared or nadam.is_one(optimizer)
     old = {name: list(getattr(optimizer, name)) for name in plan.slots if now}
     arrays: dict[int, Any] = {}
     kept: dict[object, int] = {}
@@ -102,7 +134,9 @@ def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
         elif (found := bank.take(optimizer, name_of)) is not None:
             has, kept[name_of] = found
         else:
-            has, kept[name_of] = {name: plan.make(slots[place], variable) for name, slots in plan.slots.items()}, clock
+            has, kept[name_of] = {name: plan.make(slots[place], variable) for name, slots in plan.slots.items()}, clock if joins_as_fresh else 0
+            if clock and not joins_as_fresh:
+                bank.late[variable.path] = type(optimizer).__name__
         arrays |= {id(slots[place]): has[name] for name, slots in plan.slots.items()}
     for name_of, place in now.items():
         if name_of not in kept:
@@ -159,7 +193,10 @@ class _Plan:
         vars(twin).update(own)
         vars(twin)["add_variable"] = lambda *args, **wish: self._note(notes, *args, **wish)
         vars(twin)["assign"] = self._remember
-        twin.build(list(variables))
+        try:
+            twin.build(list(variables))
+        except Exception as error:
+            raise _unknown(self.optimizer) from error
         ours = {"add_variable", "assign", "_tracker", "_variables"}
         made = {name: value for name, value in vars(twin).items() if name not in ours and not name.startswith("_self_")}
         return twin, {name: value for name, value in made.items() if name not in own or own[name] is not value or name.startswith("_trainable_variables")}
@@ -174,8 +211,16 @@ class _Plan:
             for part in keras.tree.flatten(value)
         ]
         inside = [value for value in vars(self.optimizer).values() if isinstance(value, keras.optimizers.Optimizer)]
-        if inside or any(isinstance(part, _Note | keras.Variable) for part in parts):
+        if inside or any(isinstance(part, _Note | keras.Variable) for part in parts) or any(map(self._forgets, self.made.keys() - alone)):
             raise _unknown(self.optimizer)
+
+    def _forgets(self, name: str) -> bool:
+        """Whether a fresh build would overwrite something that is neither an array nor a setting, and may have changed since: a count in plain Python."""
+        value, known = self.made[name], vars(self.optimizer).get(name)
+        if name in _INDEX or isinstance(value, _Note | keras.Variable):
+            return False
+        empty = isinstance(value, list | tuple | dict) and not value and not known
+        return not empty and (not isinstance(value, bool | int | float | str | None) or value != known)
 
     def _standing(self) -> list[Any]:
         """The arrays that stand before any build: iterations and learning rate."""
@@ -282,7 +327,8 @@ def _tell_time(optimizer: Any, starts: dict[object, int]) -> None:
 
 def _one_by_one(optimizer: Any, update: Callable[..., None], starts: dict[object, int]) -> Callable[..., None]:
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
-        with _since(optimizer, starts.get(optimizer._var_key(variable), 0)):
+        start = starts.get(optimizer._var_key(variable), 0)
+        with _since(optimizer, start), nadam.since(optimizer, start):
             update(gradient, variable, learning_rate)
 
     return update_step
@@ -298,8 +344,10 @@ def _by_start(optimizer: Any, update: Callable[..., None], starts: dict[object, 
             its_gradients.append(gradient)
             its_variables.append(variable)
         for start, (its_gradients, its_variables) in cohorts.items():
-            with _since(optimizer, start):
+            with _since(optimizer, start), nadam.since(optimizer, start):
                 update(its_gradients, its_variables, learning_rate)
+        if 0 not in cohorts:
+            nadam.go_on(optimizer)
 
     return parallel_update_step
 

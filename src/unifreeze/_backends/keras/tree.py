@@ -12,7 +12,7 @@ import keras
 
 from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError, role
 
-from . import pin
+from . import attributes, pin
 
 _CLASSES = {
     "dense": "Dense EinsumDense",
@@ -55,7 +55,7 @@ def read(model: Any) -> Layer:
         above.add(id(native))
         pending.append((native, None, -1))
         inside = [child for child in children(native) if id(child) not in above]
-        below = _unique((child.name, child) for child in inside)
+        below = _unique(attributes.named(native, inside))
         pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(list(below)))
     for place in range(len(nodes) - 1, -1, -1):
         native, path, inner = nodes[place]
