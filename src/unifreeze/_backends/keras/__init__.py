@@ -9,16 +9,16 @@ living models around it are searched for.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Hashable, Iterable
 from typing import Any
 
 import keras
-import numpy as np
 
 from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
 
-from . import training, tree
+from . import drift, training, tree
+from .fingerprint import fingerprint
 from .flags import Setter
 from .optimizer import Bank, retarget
 
@@ -57,6 +57,7 @@ class KerasBackend(Backend):
         training.pause(models)
         training.need_values(variable for variable in _arrays(request.tree) if isinstance(variable, keras.Variable))
         with ExitStack() as stack:
+            drift.watch(models, functools.partial(training.obey, bank=bank), stack)
             setter = Setter(stack, request, nodes)
             stack.callback(lambda: training.settle(models, bank, changed=setter.changed))
             setter.set_all()
@@ -65,12 +66,8 @@ class KerasBackend(Backend):
             return Applied(model, stack.pop_all().close, KerasTools(model))
 
     def fingerprint(self, array: Any) -> Hashable:
-        """Hashes the bytes of a variable, or of a wrapped torch module's buffer."""
-        value = getattr(array, "_value", array)
-        if value is None:
-            return None
-        data = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
-        return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
+        """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""
+        return fingerprint(array)
 
 
 def _arrays(root: Layer) -> Iterable[Any]:
