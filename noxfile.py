@@ -59,7 +59,7 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    return ["unifreeze._tree", "unifreeze.errors", "unifreeze.plugin", "unifreeze.select", "unifreeze._manager", "unifreeze._recipe"]
+    return ["unifreeze._tree", "unifreeze.errors", "unifreeze.plugin", "unifreeze.select", "unifreeze._manager", "unifreeze._recipe", "unifreeze._record"]
 
 
 @nox.session(python="3.11")
