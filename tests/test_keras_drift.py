@@ -153,7 +153,7 @@ def test_a_model_that_is_undone_altogether_is_left_to_keras() -> None:
     model.get_layer("a").trainable = True
     said(lambda: WAYS["predict"](model))
     second.undo()
-    assert not [name for name in vars(model) if callable(getattr(type(model), name, None))], "methods of the class are covered by ours"
+    assert not [name for name in vars(model) if name.startswith("make_") or ("jax_state" in name and callable(getattr(model, name)))]
     model.get_layer("b").trainable = False
     assert not said(lambda: WAYS["predict"](model))
 

@@ -10,14 +10,15 @@ living models around it are searched for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable
+import os
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import keras
 
 from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
 
-from . import drift, training, tree
+from . import drift, resume, training, tree
 from .fingerprint import fingerprint
 from .flags import Setter
 from .optimizer import Bank, retarget
@@ -26,12 +27,20 @@ from .optimizer import Bank, retarget
 class KerasTools:
     """What a training loop of one's own needs; ``fit`` and ``train_on_batch`` need nothing."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, notes: Mapping[str, object]) -> None:
+        self._model, self._notes = model, notes
 
     def attach(self, optimizer: Any) -> None:
         """Points an optimizer that ``model.compile`` does not know at what is trainable now; moments of what stays are kept."""
         retarget(optimizer, self._model.trainable_variables, Bank())
+
+    def load_optimizer(self, file: str | os.PathLike[str]) -> None:
+        """Reads the optimizer's state from a saved model (``.keras`` or ``.weights.h5``), which Keras skips where flags of variables differ when it loads.
+
+        Apply the record that was taken when the model was saved, then call this: ``apply(model, Path("model.json")).load_optimizer("model.keras")``.
+        """
+        resume.load_optimizer(self._model, file)
+        resume.rejoin(self._model, tree.read(self._model), self._notes)
 
 
 class KerasBackend(Backend):
@@ -63,7 +72,12 @@ class KerasBackend(Backend):
             setter.set_all()
             stack.callback(training.pause, models)
             training.settle(models, bank, changed=setter.changed)
-            return Applied(model, stack.pop_all().close, KerasTools(model))
+            resume.rejoin(model, request.tree, request.notes)
+            return Applied(model, stack.pop_all().close, KerasTools(model, request.notes))
+
+    def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:
+        """Keeps at which iteration parameters joined the optimizer late."""
+        return resume.notes(model, tree)
 
     def fingerprint(self, array: Any) -> Hashable:
         """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""

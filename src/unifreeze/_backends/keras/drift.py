@@ -16,11 +16,12 @@ from typing import Any
 
 from unifreeze.plugin import ExitStack, UnbuiltModelError, UnifreezeWarning
 
-from . import tree
+from . import legacy, tree
 
 _WATCH = "_unifreeze_watch"
 _ENTRIES = ("make_train_function", "make_test_function", "make_predict_function", "_get_jax_state")
 _SYNC = "jax_state_sync"
+_FILES = ("save", "load_weights")
 
 
 class _Watch:
@@ -111,15 +112,16 @@ def _release(model: Any) -> None:
     known: _Watch = vars(model)[_WATCH]
     known.times -= 1
     if not known.times:
-        for name in (*_ENTRIES, _SYNC, _WATCH):
+        for name in (*_ENTRIES, _SYNC, *_FILES, _WATCH):
             vars(model).pop(name, None)
 
 
 def _hook(model: Any, known: _Watch) -> None:
     """Writes past Keras's and torch's attribute hooks. A method that the user has put on the instance himself is left alone."""
-    for name in (*_ENTRIES, _SYNC):
+    wrap = dict.fromkeys(_ENTRIES, _checked) | {_SYNC: _synced, "save": _saved, "load_weights": _loaded}
+    for name, how in wrap.items():
         if hasattr(model, name) and name not in vars(model):
-            vars(model)[name] = _synced(known, getattr(model, name)) if name == _SYNC else _checked(known, getattr(model, name))
+            vars(model)[name] = how(known, getattr(model, name))
 
 
 def _checked(known: _Watch, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,6 +131,26 @@ def _checked(known: _Watch, method: Callable[..., Any]) -> Callable[..., Any]:
         return method(*args, **kwargs)
 
     return entry
+
+
+def _saved(known: _Watch, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def save(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        if legacy.is_legacy(filepath):
+            legacy.need_lasting_order(known.model, filepath)
+        return method(filepath, *args, **kwargs)
+
+    return save
+
+
+def _loaded(known: _Watch, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def load_weights(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        if legacy.is_legacy(filepath):
+            legacy.need_same_order(known.model, filepath, by_name=bool(kwargs.get("by_name")))
+        return method(filepath, *args, **kwargs)
+
+    return load_weights
 
 
 def _synced(known: _Watch, method: Callable[[], None]) -> Callable[[], None]:
