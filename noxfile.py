@@ -59,7 +59,8 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    return ["unifreeze._tree", "unifreeze.errors", "unifreeze.plugin", "unifreeze.select", "unifreeze._manager", "unifreeze._recipe", "unifreeze._rows"]
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows")
+    return [f"unifreeze.{room}" for room in rooms]
 
 
 @nox.session(python="3.11")

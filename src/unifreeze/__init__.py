@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, select
-    from ._api import apply, freeze, layers, summary, unfreeze
+    from ._api import apply, freeze, layers, record, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
     from ._recipe import Recipe, Step
+    from ._record import Record
     from ._summary import Summary
     from .errors import UnifreezeError, UnifreezeWarning
 
@@ -16,6 +17,7 @@ __all__ = [
     "Freezing",
     "Proof",
     "Recipe",
+    "Record",
     "Step",
     "Summary",
     "UnifreezeError",
@@ -25,13 +27,15 @@ __all__ = [
     "errors",
     "freeze",
     "layers",
+    "record",
     "select",
     "summary",
     "unfreeze",
 ]
 
-_ROOMS = {"_api": ("apply", "freeze", "layers", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
+_ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
     "_recipe": ("Recipe", "Step"),
+    "_record": ("Record",),
     "_summary": ("Summary",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }

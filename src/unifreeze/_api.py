@@ -15,6 +15,7 @@ from ._backend import Backend, Request
 from ._freezing import Freezing, bring_about, label_of, read
 from ._manager import backend_of
 from ._recipe import Recipe
+from ._record import Record, is_record
 from ._resolve import resolve
 from ._rows import Rows
 from ._summary import Summary
@@ -121,18 +122,18 @@ def unfreeze(model: object, layers: object = None, *, params: object = None, row
 
 
 @_checked
-def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLike[str]) -> Freezing:
-    """Makes the state of the model exactly what a recipe says: whatever it does not freeze is trainable afterwards.
+def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | os.PathLike[str]) -> Freezing:
+    """Makes the state of the model exactly what a recipe or a record says: whatever it does not freeze is trainable afterwards.
 
     Args:
         model: As in ``freeze``.
-        recipe: A ``Recipe``, its dictionary form, its JSON text, or the ``Path`` of a JSON file.
+        recipe: A ``Recipe`` or a ``Record``, its dictionary form, its JSON text, or the ``Path`` of a JSON file.
 
     Returns:
         A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.
 
     Raises:
-        RecipeError: If the recipe can't be read.
+        RecipeError: If the recipe can't be read, or a record is of another architecture.
         NothingSelectedError: If a step picks nothing in this model; the message names the step.
         ConflictError: If two layers share a parameter and the recipe gives them different statuses.
 
@@ -146,7 +147,11 @@ def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLi
     backend, tree = _read(model)
     label = label_of(tree, backend)
     wish = Wish(tree, label)
-    steps = Recipe.read(recipe).steps
+    if is_record(recipe):
+        request = Record.read(recipe).request(tree, label)  # type: ignore[arg-type]
+        wish.picked = {layer.path for layer in wish.nodes if any(parameter.path in request.state.frozen for parameter in layer.parameters)}
+        return _bring_about(backend, model, wish, request, knowingly=True)
+    steps = Recipe.read(recipe).steps  # type: ignore[arg-type]
     for place, step in enumerate(steps):
         try:
             wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze")
@@ -181,6 +186,29 @@ def layers(model: object, layers: object = None) -> tuple[Layer, ...]:
 
 
 @_checked
+def record(model: object) -> Record:
+    """Returns what is frozen in the model now, as a record to keep beside a saved model. ``apply`` brings it about in the same architecture.
+
+    Args:
+        model: As in ``freeze``.
+
+    Returns:
+        A ``Record``; write its ``to_json()`` to a file, and give ``apply`` the file's ``Path``.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch")
+        >>> from unifreeze import apply, freeze, record
+        >>> build = lambda: torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> model = build()
+        >>> f = freeze(model, layers="0")
+        >>> apply(build(), record(model).to_json()).frozen
+        ('0.weight', '0.bias')
+    """
+    backend, tree = _read(model)
+    return Record.of(tree, label_of(tree, backend), backend.notes(model.model if isinstance(model, Freezing) else model, tree))
+
+
+@_checked
 def summary(model: object, *, depth: int | None = None) -> Summary:
     """Returns a table of the model's layers, their parameters and status, and true totals. Nothing is computed and nothing is changed.
 
@@ -201,7 +229,7 @@ def summary(model: object, *, depth: int | None = None) -> Summary:
         (3562, 330, 3232)
     """
     backend, tree = _read(model)
-    return Summary.of(tree, label_of(tree, backend), depth=depth, notes=backend.notes(tree))
+    return Summary.of(tree, label_of(tree, backend), depth=depth, notes=backend.remarks(tree))
 
 
 def _read(model: object) -> tuple[Backend, Layer]:

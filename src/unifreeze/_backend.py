@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,14 @@ class Request:
         parameters: Paths of the parameters that this call is about, with every other path of a shared one. Their flags are set, and undo
             restores them; all others are left alone.
         layers: Paths of the layers that this call is about; their inference behaviour is set (``state.inference.get(path)``), and undo restores it.
+        notes: What ``Backend.notes`` said when the state was recorded, by parameter path; empty unless a record is applied.
     """
 
     tree: Layer
     state: State
     parameters: frozenset[str]
     layers: frozenset[str]
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 def nothing() -> None:
@@ -103,10 +105,14 @@ class Backend(ABC):
         """
         raise BackendError(f"rows= is not known to the {self.name} backend.\n  Freeze whole parameters, or keep in two parameters what shall train apart.")
 
-    def notes(self, tree: Layer) -> tuple[str, ...]:
+    def remarks(self, tree: Layer) -> tuple[str, ...]:
         """Returns what a summary shall say besides the totals, such as the framework's own figures where they differ. Nothing by default."""
         del tree
         return ()
+
+    def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:  # noqa: ARG002 - for those who need it
+        """What a record shall keep beside statuses, by parameter path: numbers and texts that training needs and a saved model loses. None by default."""
+        return {}
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

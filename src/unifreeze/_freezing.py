@@ -79,7 +79,7 @@ class Freezing:
     def summary(self, *, depth: int | None = None) -> Summary:
         """Returns the table of layers and totals; see ``unifreeze.summary``."""
         tree = read(self._backend, self.model, self._state)
-        return Summary.of(tree, self._label, depth=depth, notes=self._backend.notes(tree))
+        return Summary.of(tree, self._label, depth=depth, notes=self._backend.remarks(tree))
 
     def verify(self, model: object = None) -> Proof:
         """Compares every frozen parameter, and every buffer of a layer that is held, with what it was at the call: byte by byte, by its fingerprint.

@@ -9,16 +9,17 @@ living models around it are searched for.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable
+import functools
+import os
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
 
-from . import figures, training, tree
+from . import drift, figures, resume, training, tree
+from .fingerprint import fingerprint
 from .flags import Setter
 from .optimizer import Bank, retarget
 
@@ -26,14 +27,22 @@ from .optimizer import Bank, retarget
 class KerasTools:
     """What a training loop of one's own needs; ``fit`` and ``train_on_batch`` need nothing."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, notes: Mapping[str, object]) -> None:
+        self._model, self._notes = model, notes
 
     def attach(self, optimizer: Any) -> None:
         """Points an optimizer that ``model.compile`` does not know at what is trainable now; moments of what stays are kept."""
         bank = Bank()
         retarget(optimizer, self._model.trainable_variables, bank)
         bank.tell()
+
+    def load_optimizer(self, file: str | os.PathLike[str]) -> None:
+        """Reads the optimizer's state from a saved model (``.keras`` or ``.weights.h5``), which Keras skips where flags of variables differ when it loads.
+
+        Apply the record that was taken when the model was saved, then call this: ``apply(model, Path("model.json")).load_optimizer("model.keras")``.
+        """
+        resume.load_optimizer(self._model, file)
+        resume.rejoin(self._model, tree.read(self._model), self._notes)
 
 
 class KerasBackend(Backend):
@@ -60,25 +69,27 @@ class KerasBackend(Backend):
         training.pause(models)
         training.need_values(variable for variable in _arrays(request.tree) if isinstance(variable, keras.Variable))
         with ExitStack() as stack:
+            drift.watch(models, functools.partial(training.obey, bank=bank), stack)
             setter = Setter(stack, request, nodes)
             stack.callback(lambda: training.settle(models, bank, changed=setter.changed))
             setter.set_all()
             stack.callback(training.pause, models)
             training.settle(models, bank, changed=setter.changed)
             bank.tell()
-            return Applied(model, stack.pop_all().close, KerasTools(model))
+            resume.rejoin(model, request.tree, request.notes)
+            return Applied(model, stack.pop_all().close, KerasTools(model, request.notes))
 
-    def notes(self, tree: Layer) -> tuple[str, ...]:
+    def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:
+        """Keeps at which iteration parameters joined the optimizer late."""
+        return resume.notes(model, tree)
+
+    def remarks(self, tree: Layer) -> tuple[str, ...]:
         """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""
         return figures.compared(tree)
 
     def fingerprint(self, array: Any) -> Hashable:
-        """Hashes the bytes of a variable, or of a wrapped torch module's buffer."""
-        value = getattr(array, "_value", array)
-        if value is None:
-            return None
-        data = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
-        return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
+        """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""
+        return fingerprint(array)
 
 
 def _arrays(root: Layer) -> Iterable[Any]:

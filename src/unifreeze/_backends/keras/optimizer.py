@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -305,6 +305,15 @@ def starts_of(optimizer: Any) -> dict[object, int]:
     """At which iteration the variables that joined late did so."""
     parts = (optimizer, getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "_inner_optimizers", ()))
     return {key: start for part in parts if part is not None for key, start in vars(part).get(_STARTS, {}).items()}
+
+
+def join_late(optimizer: Any, starts: Mapping[int, int]) -> None:
+    """Tells a loaded optimizer at which iteration its variables, by identity, joined; nothing that Keras saves does."""
+    inside = [*getattr(optimizer, "_inner_optimizers", ()), *filter(None, [getattr(optimizer, "inner_optimizer", None)])]
+    for part in inside:
+        join_late(part, starts)
+    if not inside:
+        _tell_time(optimizer, {optimizer._var_key(v): starts[id(v)] for v in optimizer._trainable_variables if id(v) in starts})
 
 
 def _iterations(optimizer: Any) -> int:

@@ -10,7 +10,7 @@ import keras
 
 from unifreeze.plugin import BackendError
 
-from . import functions
+from . import drift, functions
 from .optimizer import Bank, retarget
 
 
@@ -74,7 +74,14 @@ def need_values(variables: Iterable[Any]) -> None:
 def settle(models: Sequence[Any], bank: Bank, *, changed: bool) -> None:
     """Brings optimizers and compiled functions in line with the flags."""
     for model in models:
+        drift.note(model)
         optimizer = getattr(model, "optimizer", None)
         other = isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, model.trainable_variables, bank)
         if changed or other:
             functions.renew(model)
+
+
+def obey(model: Any, bank: Bank) -> None:
+    """Brings one model in line with flags that were set by hand, or with a new ``compile``. The bank gives moments back when they are set back."""
+    pause([model])
+    settle([model], bank, changed=True)
