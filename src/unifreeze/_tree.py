@@ -86,6 +86,7 @@ class Layer:
         native: The framework's own layer, or ``None``. It is compared by identity only.
         lost_order: Empty, or why the order of the children is not the model's.
         hidden_state: Whether the layer may keep state that this tree does not show, as a normalisation whose statistics lie in another tree.
+        stack: How many layers of the model lie in each array of this one, along an axis of their own (``nn.scan``, ``vmap``); 0 in an ordinary layer.
     """
 
     path: str
@@ -99,6 +100,7 @@ class Layer:
     native: object = field(default=None, repr=False)
     lost_order: str = ""
     hidden_state: bool = False
+    stack: int = 0
 
     @property
     def name(self) -> str:
