@@ -19,6 +19,7 @@ from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookim
 
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
+from .stacks import stacks
 from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "fingerprint", "plan_of"]
@@ -62,6 +63,7 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
     order: list[tuple[str, Node]] = [(path, root)]
     for above, node in order:
         order.extend((f"{above}.{name}" if above else name, child) for name, child in node.children.items())
+    stacked = stacks(order)
     done: dict[int, Layer] = {}
     for above, node in reversed(order):
         kind = kind_of(node)
@@ -76,6 +78,7 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
             native=node.native,
             lost_order=node.lost_order,
             hidden_state=bare and kind not in {"dense", "conv", "embedding"},
+            stack=stacked.get(id(node), 0),
         )
     return done[id(root)]
 
