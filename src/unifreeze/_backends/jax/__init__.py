@@ -19,6 +19,7 @@ from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookim
 
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
+from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
 from .stacks import stacks
 from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
@@ -32,7 +33,14 @@ class JaxBackend(Backend):
     in_place = False
 
     def layers(self, model: Any) -> Layer:
-        """Reads the containers that hold arrays as layers; linen's collections are laid over each other."""
+        """Reads the containers that hold arrays as layers; linen's collections are laid over each other.
+
+        Raises:
+            UnbuiltModelError: For a linen module or a haiku transform, which only make parameters.
+            ArgumentError: For a training state, and for a tree in which nothing can train.
+        """
+        refuse_what_makes_parameters(model)
+        refuse_training_state(model)
         return _layer(read(model), "", bare=not collections_of(model))
 
     def apply(self, model: Any, request: Request) -> Applied:
@@ -141,5 +149,5 @@ BACKEND = JaxBackend()
 
 @hookimpl(trylast=True)
 def unifreeze_backend(model: object) -> Backend | None:
-    """Answers for pytrees of arrays, after every backend whose models are pytrees, too."""
-    return BACKEND if is_tree_of_arrays(model) else None
+    """Answers for pytrees of arrays, after every backend whose models are pytrees, too; and for what makes them, to say so."""
+    return BACKEND if is_tree_of_arrays(model) or makes_parameters(model) else None

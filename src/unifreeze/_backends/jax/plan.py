@@ -17,6 +17,7 @@ import jax
 from unifreeze.plugin import Inference, Request, UnifreezeError
 
 from .inference import held_at_inference
+from .refusals import a_function, a_transformation, the_tree
 from .tree import Flat, absent, flat
 
 if TYPE_CHECKING:
@@ -79,11 +80,15 @@ class Plan:
             fn: A loss: a function of the tree and anything else.
             has_aux: Whether ``fn`` returns a pair of loss and anything else.
             argnums: Which positional argument is the tree.
+
+        Raises:
+            ArgumentError: If ``fn`` is no function, or if no argument is at that place.
         """
+        a_function(fn, "value_and_grad")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            laid = self._laid_out(args[argnums], "The tree")
+            laid = self._laid_out(the_tree(args, argnums), "The tree")
             places = [i for i, name in enumerate(laid.names) if name in self._trainable and not absent(laid.leaves[i])]
 
             def of_trainable(leaves: list[Any]) -> Any:
@@ -98,6 +103,7 @@ class Plan:
 
     def grad(self, fn: Callable[..., Any], *, has_aux: bool = False, argnums: int = 0) -> Callable[..., Any]:
         """As ``jax.grad``, for the trainable part only; see ``value_and_grad``."""
+        a_function(fn, "grad")
         both = self.value_and_grad(fn, has_aux=has_aux, argnums=argnums)
 
         @functools.wraps(fn)
@@ -114,6 +120,7 @@ class Plan:
             fn: Any function.
             under: The path of the sub-tree that holds the model's parameters, for a tree that holds several models. It is found out where it can be.
         """
+        a_function(fn, "hold")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> T:
@@ -132,9 +139,15 @@ class Plan:
             tx: Any transformation, such as ``optax.adamw(1e-3)``.
             pre: What runs before it over all trainable gradients at once, such as ``optax.clip_by_global_norm(1.0)``. A clip inside ``tx`` would run for each
                 group that was unfrozen at another time.
+
+        Raises:
+            ArgumentError: If either is no transformation, such as ``optax.adam`` without its call.
         """
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
+        a_transformation(tx, "tx")
+        if pre is not None:
+            a_transformation(pre, "pre")
         return PlannedOptimizer(self, tx, pre).transformation()
 
     def carry(self, tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
@@ -212,7 +225,7 @@ class Plan:
         facts = [f"  {word}: {', '.join(names[:5])}{f', … and {len(names) - 5} more' if len(names) > 5 else ''}" for word, names in wrong if names]
         if facts:
             repair = "  Freeze the tree as it is now, and take the verbs of that Freezing."
-            raise StructureError("\n".join([f"{what} does not have the leaves of what was frozen.", *facts, repair]))
+            raise StructureError("\n".join([f"{what} must have the leaves of what was frozen.", *facts, repair]))
 
 
 def _replaced(values: Any, places: list[int], new: Any) -> list[Any]:

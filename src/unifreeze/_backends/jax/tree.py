@@ -16,6 +16,8 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from unifreeze.plugin import UnifreezeError
 
+from .refusals import refuse_optimizer_state, refuse_without_floats
+
 KeyPath = tuple[Any, ...]
 
 #: Linen collections that live for one call only. They are no part of a model.
@@ -233,6 +235,8 @@ def read(tree: Any) -> Node:
                 child.name, child.beside = part, not ours
             owner = owner.children[part]
         owner.arrays.append((path, leaf, ours))
+    if not any(is_array(leaf) and is_inexact(leaf.dtype) for _, leaf in found):
+        refuse_without_floats([f"{jax.tree_util.keystr(keys)} ({leaf.dtype})" for keys, leaf in found if is_array(leaf)])
     _arrange(root)
     return root
 
@@ -249,6 +253,7 @@ def _gathered(tree: Any, collections: frozenset[str]) -> tuple[list[tuple[KeyPat
             if below is None or absent(node):
                 leaves.append((keys, node))
             else:
+                refuse_optimizer_state(node, ".".join(components(keys, collections)))
                 containers.setdefault(components(keys, collections), Node(native=node, keys=[text(key) for key, _ in below], sorts=loses_order(node)))
     return leaves, containers
 
