@@ -14,9 +14,10 @@ from weakref import WeakValueDictionary
 
 import jax
 
-from unifreeze.plugin import Inference, Request, UnifreezeError
+from unifreeze.plugin import Inference, Request
 
 from .inference import held_at_inference
+from .record import StructureError, fingerprint_of, recorded, require_same
 from .refusals import a_function, a_transformation, the_tree
 from .tree import Flat, absent, flat
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Pairs = tuple[tuple[str, T], ...]
-
-
-class StructureError(UnifreezeError, ValueError):
-    """A tree or an optimizer's state that does not belong to the plan."""
 
 
 @jax.tree_util.register_static
@@ -165,7 +162,43 @@ class Plan:
         """
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
-        return PlannedOptimizer.of(tx, self).carried(state, params)
+        return PlannedOptimizer.of(tx, self, "carry").carried(state, params)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is frozen, trainable and held at inference: equal in every process for equal plans. For logs, and part of ``record``."""
+        return fingerprint_of(self._status.items(), self._held)
+
+    def record(self, state: Any) -> dict[str, Any]:
+        """Returns plain data (JSON) to save beside an optimizer's state: the plan, by name and fingerprint, and which parameters share a clock in the state.
+
+        ``state_like`` takes it back before the state is restored.
+
+        Args:
+            state: The state that ``optimizer`` of this freezing made or left.
+
+        Raises:
+            StructureError: If the state is not one of this freezing.
+        """
+        from .optimizer import groups_of  # optax is needed here only
+
+        return recorded(self._status, self._held, groups_of(state, self._trainable))
+
+    def state_like(self, record: Any, tx: optax.GradientTransformation, params: Any) -> Any:
+        """Returns a state of the same structure as the one that was recorded: what a checkpoint library restores into.
+
+        Args:
+            record: What ``record`` returned when the state was saved.
+            tx: What ``optimizer`` of this freezing returned.
+            params: The parameters, or their shapes (``jax.ShapeDtypeStruct``), for which the state is one of shapes and shardings, too.
+
+        Raises:
+            StructureError: If the state was saved under another plan; the message names both.
+        """
+        from .optimizer import PlannedOptimizer  # optax is needed here only
+
+        groups = require_same(record, recorded(self._status, self._held, []))
+        return PlannedOptimizer.of(tx, self, "state_like").blank(params, groups)
 
     def apply_updates(self, params: T, updates: Any) -> T:
         """As ``optax.apply_updates``; but what is frozen stays the same array, whatever the updates say of it."""
