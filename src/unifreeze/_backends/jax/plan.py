@@ -289,7 +289,7 @@ def plan_of(model: Any, request: Request, kind: type[Plan] = Plan) -> Plan:
     known = {one.path: "frozen" if one.untrainable or one.path in frozen else "trainable" for one in parameters}
     statuses = tuple("none" if absent(leaf) else known.get(name, "buffer") for name, leaf in zip(laid.names, laid.leaves, strict=True))
     held = tuple(sorted(request.state.inference.items()))
-    layers = tuple((layer.path, layer.kind) for layer in request.tree.walk())
+    layers = tuple(sorted((layer.path, layer.kind) for layer in request.tree.walk()))  # a mapped tree has another order, and the same plan
     plan = kind(laid.names, statuses, laid.treedef, held, layers)
     try:
         return _plans.setdefault((kind, plan._content), plan)
