@@ -164,7 +164,8 @@ def test_a_record_is_plain_data_and_the_same_everywhere() -> None:
     assert mapped.fingerprint == freezing.fingerprint == freeze(jax.eval_shape(net), layers="stem").fingerprint
     assert record["plan"] == freezing.fingerprint
     tree = {name: {"kernel": np.ones((2, 2)).tolist(), "bias": [1.0, 1.0]} for name in NAMES}
-    program = f"import jax, unifreeze; print(unifreeze.freeze(jax.tree.map(jax.numpy.asarray, {tree!r}, is_leaf=lambda x: isinstance(x, list)), layers='stem').fingerprint)"
+    made = f"jax.tree.map(jax.numpy.asarray, {tree!r}, is_leaf=lambda leaf: isinstance(leaf, list))"
+    program = f"import jax, unifreeze; print(unifreeze.freeze({made}, layers='stem').fingerprint)"
     told = subprocess.check_output([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": "1"}, text=True)
     assert told.strip() == freezing.fingerprint, "a checkpoint outlives the process"
 
