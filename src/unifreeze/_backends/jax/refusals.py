@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from unifreeze.plugin import ArgumentError, UnbuiltModelError
@@ -50,17 +49,12 @@ def refuse_training_state(model: Any) -> None:
         )
 
 
-@cache
-def is_optimizer_state(kind: type) -> bool:
-    """Whether a container's class is one of optax's states, or of ours."""
-    return kind.__module__.partition(".")[0] == "optax" or kind.__name__ == "PlannedState"
-
-
 def refuse_optimizer_state(node: Any, path: str) -> None:
-    """Raises if a container in a tree holds an optimizer's moments."""
-    if is_optimizer_state(type(node)):
+    """Raises if a container in a tree is one of optax's states, or of ours."""
+    kind = type(node)
+    if kind.__module__.startswith("optax.") or kind.__name__ == "PlannedState":
         where = f" at {path}" if path else ""
-        raise ArgumentError(f"This tree holds the state of an optimizer{where}: {type(node).__name__}.\n  Give the parameters alone, such as state.params.")
+        raise ArgumentError(f"This tree holds the state of an optimizer{where}: {kind.__name__}.\n  Give the parameters alone, such as state.params.")
 
 
 def refuse_without_floats(names: list[str]) -> None:
