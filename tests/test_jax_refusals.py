@@ -229,3 +229,18 @@ def test_a_summary_touches_no_class_and_no_module() -> None:
     assert isinstance(freeze(model), Freezing)
     assert [dict(vars(kind)) for kind in classes] == before
     assert nnx.Linear(5, 3, rngs=nnx.Rngs(0))(X).shape == (8, 3)
+
+
+def test_one_shape_in_two_places_is_two_arrays_and_one_array_is_one() -> None:
+    """Shapes written by hand are reused; only a real array in two places is shared."""
+    square = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+    tree = {"one": {"kernel": square}, "two": {"kernel": square}}
+    assert freeze(tree, layers="one").trainable == ("two.kernel",)
+    assert unfreeze(freeze(tree), layers="two").frozen == ("one.kernel",)
+    assert summary(freeze(tree, layers="one")).totals.parameters == summary(tree).totals.parameters == 18
+    table = jnp.ones((3, 3))
+    tied = freeze({"one": {"kernel": table}, "two": {"kernel": table}, "three": {"kernel": jnp.ones((3, 3))}}, layers="one")
+    assert tied.trainable == ("three.kernel",)
+    assert unfreeze(tied, layers="two").frozen == ()
+    assert summary(tied).totals.parameters == 18
+    assert jax.eval_shape(lambda tree: jax.tree.map(jnp.transpose, tree), tied.model)["one"]["kernel"].shape == (3, 3)

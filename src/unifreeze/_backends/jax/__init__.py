@@ -92,6 +92,8 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
 
 
 def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
+    if type(array) is jax.ShapeDtypeStruct:
+        array = Shape(array.shape, array.dtype)
     name, dtype = path.rpartition(".")[2], array.dtype
     size = prod(array.shape) * dtype.itemsize
     if not is_parameter(name, array, kind, ours=ours):
@@ -100,15 +102,23 @@ def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
     return Parameter(path, array.shape, dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), array, untrainable)
 
 
+class Shape(jax.ShapeDtypeStruct):  # type: ignore[misc]
+    """The shape of one array: where the same object stands twice, it is the array that is shared. A user's own shape may stand for any number of arrays."""
+
+    __slots__ = ()
+
+
 def abstract(tree: Any) -> Any:
     """Returns a copy of a tree with shapes and dtypes in place of arrays. Keys keep their order, and what was one array stays one."""
-    shapes: dict[int, jax.ShapeDtypeStruct] = {}
+    shapes: dict[int, Shape] = {}
 
     def shape(leaf: Any) -> Any:
         if not is_array(leaf):
             return leaf
+        if type(leaf) is jax.ShapeDtypeStruct:
+            return Shape(leaf.shape, leaf.dtype)
         if id(leaf) not in shapes:
-            shapes[id(leaf)] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            shapes[id(leaf)] = Shape(leaf.shape, leaf.dtype)
         return shapes[id(leaf)]
 
     return copied(tree, shape)
