@@ -42,7 +42,7 @@ class Net(NamedTuple):
         return jnp.mean((x - 1.0) ** 2)
 
     def parts(self) -> dict[str, list[str]]:
-        """What is frozen, of every 24 blocks 22: at the front, at the back, or around the middle."""
+        """What is frozen, of six blocks five: at the front, at the back, or around the middle."""
         trained, names = max(2, self.blocks // 12), self.names
         middle = (self.blocks - trained) // 2
         return {"prefix": names[:-trained], "suffix": names[trained:], "middle": names[:middle] + names[middle + trained :]}
