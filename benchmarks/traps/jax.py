@@ -305,10 +305,9 @@ def main() -> None:
     print("|---|--:|--:|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
-    print(
-        "\nEvery recipe with a clip and the norm of the gradients reported: how far frozen weights moved in 100 steps of a small net, and what a step costs on a"
-    )
-    print("net of 50 million parameters of which five sixths are frozen at its front, at its back or around its middle. By hand, over the trainable part: 1.\n")
+    print("\nEvery recipe with a clip and the norm of the gradients reported: how far frozen weights moved in 100 steps of a small net, and what")
+    print("a step costs on a net of 50 million parameters, of which five sixths are frozen at its front, at its back or around its middle.")
+    print("The step by hand, over the trainable part alone, is 1.\n")
     print("| recipe | frozen weights moved | FLOPs, front | FLOPs, back | FLOPs, around the middle | bytes touched, front | optimizer state |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for row in table():
