@@ -153,9 +153,8 @@ def with_state(tree: Layer, state: State) -> Layer:
     """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags)."""
 
     def status(parameter: Parameter) -> Parameter:
-        if parameter.untrainable:
-            return parameter
-        return replace(parameter, status="frozen" if parameter.path in state.frozen else "trainable")
+        wanted: Status = "frozen" if parameter.path in state.frozen else "trainable"
+        return parameter if parameter.untrainable or parameter.status == wanted else replace(parameter, status=wanted)
 
     done: dict[str, Layer] = {}
     for layer in reversed(list(tree.walk())):

@@ -47,6 +47,8 @@ def stacks(order: list[tuple[str, Node]]) -> dict[int, int]:
     Args:
         order: All nodes of a tree with their paths, parents first.
     """
+    if not any(map(_hints_at_a_stack, (node for _, node in order))):
+        return {}
     common: dict[int, Common] = {}
     for _, node in reversed(order):
         sums = common[id(node)] = Common()
@@ -64,6 +66,18 @@ def stacks(order: list[tuple[str, Node]]) -> dict[int, int]:
     return found
 
 
+def _hints_at_a_stack(node: Node) -> bool:
+    """Whether a node itself could tell; most trees have no such node."""
+    if _is_name_of_stacks(node.name):
+        return True
+    return any(len(array.shape) > 1 and path.rpartition(".")[2] in _VECTORS for path, array, ours in node.arrays if ours)
+
+
+def _is_name_of_stacks(name: str) -> bool:
+    plain = name.lower()
+    return plain in _STACKED_NAMES or "scan" in plain or "stack" in plain
+
+
 def _of(name: str, array: Any) -> Common:
     shape = array.shape
     return Common(1, (shape[0] if shape else 0, shape[1] if len(shape) > 1 else 0), len(shape), len(shape) if name in _VECTORS else 0)
@@ -74,6 +88,5 @@ def _length(node: Node, common: Common) -> int:
     if common.count < 2 or common.rank < 2 or not any(length > 1 for length in common.lengths):
         return 0
     by_vectors = common.vector > 1 and common.rank > common.vector
-    named = node.name.lower() in _STACKED_NAMES or any(word in node.name.lower() for word in ("scan", "stack"))
-    by_name = named and common.vector != 1 and not any(name[-1:].isdigit() for name in node.children)
+    by_name = _is_name_of_stacks(node.name) and common.vector != 1 and not any(name[-1:].isdigit() for name in node.children)
     return next((length for length in common.lengths if length > 1), 0) if by_vectors or by_name else 0
