@@ -73,9 +73,15 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
         order.extend((f"{above}.{name}" if above else name, child) for name, child in node.children.items())
     stacked = stacks(order)
     done: dict[int, Layer] = {}
+    shapes: set[int] = set()
     for above, node in reversed(order):
         kind = kind_of(node)
-        arrays = [_parameter(path, array, kind, ours=ours) for path, array, ours in node.arrays]
+        arrays = []
+        for name, array, ours in node.arrays:
+            if type(array) is jax.ShapeDtypeStruct:
+                array = Shape(array.shape, array.dtype) if id(array) in shapes else array  # noqa: PLW2901 - a user's own shape in a second place
+                shapes.add(id(array))
+            arrays.append(_parameter(name, array, kind, ours=ours))
         done[id(node)] = Layer(
             above,
             kind,
@@ -92,8 +98,6 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
 
 
 def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
-    if type(array) is jax.ShapeDtypeStruct:
-        array = Shape(array.shape, array.dtype)
     name, dtype = path.rpartition(".")[2], array.dtype
     size = prod(array.shape) * dtype.itemsize
     if not is_parameter(name, array, kind, ours=ours):
