@@ -319,7 +319,7 @@ def test_everything_or_nothing_may_be_frozen() -> None:
     assert jax.tree.leaves(grads) == []
     assert equal(optax.apply_updates(start, updates), start)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 1
-    loose = unfreeze(freeze(start))
+    loose = unfreeze(still)
     assert moved(loose.grad(loss)(start), jax.grad(loss)(start)) == 0
 
 
@@ -428,6 +428,7 @@ def test_equal_plans_are_one() -> None:
     assert one != freeze(mlp(), layers="body")
     assert one != freeze(to_frozen_dict(mlp()), layers="stem")
     assert freeze(one, layers="body").undo() == one
+    assert freeze(jax.jit(shaken)(mlp()), layers="stem")._tools is one._tools, "a step sorts the keys of a dict, and changes no plan"
     assert pickle.loads(pickle.dumps(one._tools)) == one._tools
 
 
@@ -533,7 +534,7 @@ def test_the_model_of_a_freezing_holds_no_values_and_keeps_order() -> None:
     freezing = freeze(mlp(), layers="stem")
     assert list(freezing.model) == ["stem", "body", "head"]
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(freezing.model))
-    assert unfreeze(freezing, layers=last(1) | "stem").trainable == unfreeze(freeze(mlp())).trainable
+    assert unfreeze(freezing, layers=last(1) | "stem").trainable == freeze(mlp()).frozen
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.int8, jnp.complex64])

@@ -91,11 +91,40 @@ class Scene:
                     "  Pick the layers by name, such as 'Conv_*', or by kind, such as kind('conv')."
                 )
 
+    @cached_property
+    def stacks(self) -> list[int]:
+        """The places of the outermost stacked layers."""
+        found: list[int] = []
+        for i, node in enumerate(self.nodes):
+            if node.stack and not (found and i < self.ends[found[-1]]):
+                found.append(i)
+        return found
+
+    def need_unstacked(self, asking: str, places: Iterable[int], *, whole: bool) -> None:
+        """Refuses to count layers that lie in one stack, and to part a stack; with ``whole``, one that is picked as a whole is fine."""
+        picked = set(places) if self.stacks else set()
+        for root in self.stacks:
+            inside = {i for i in self.weighted if root <= i < self.ends[root]}
+            if inside & picked and not (whole and inside <= picked):
+                what = self._stack(root)
+                raise SelectorError(f"{asking} goes by the order of single layers, and some of them lie in a stack.\n  {what[0]}\n  {what[1]}")
+
+    def _stack(self, place: int) -> tuple[str, str]:
+        """What a stack is, and what to do about it."""
+        node = self.nodes[place]
+        whole = f"layers={node.path!r} freezes all {node.stack}" if node.path else f"without layers=, all {node.stack} are frozen"
+        return (
+            f"{node.path or self.label} is a stack of {node.stack} layers: each of its arrays holds a slice for every layer, and is frozen as a whole",
+            f"{whole}; to freeze some of them, keep two stacks ({{'frozen': first slices, 'rest': the others}}) and run one after the other",
+        )
+
     def nothing(self, asking: str, *hints: str) -> NothingSelectedError:
         children = self.tree.children or (self.tree,)
         shown = [f"{child.path or child.type} ({sum(len(node.parameters) for node in child.walk())})" for child in children[:8]]
         rest = f", … and {len(children) - 8} more" if len(children) > 8 else ""
         facts = f"  its layers (with parameters): {', '.join(shown)}{rest}"
+        if any(map(str.isdigit, asking)) or r"\d" in asking:
+            hints = (*hints, *(line for place in self.stacks[:2] for line in self._stack(place)))
         return NothingSelectedError("\n".join([f"{asking} matches no layer of {self.label}.", facts, *(f"  {hint}" for hint in hints if hint)]))
 
 

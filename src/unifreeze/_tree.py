@@ -96,6 +96,7 @@ class Layer:
         native: The framework's own layer, or ``None``. It is compared by identity only.
         lost_order: Empty, or why the order of the children is not the model's.
         hidden_state: Whether the layer may keep state that this tree does not show, as a normalisation whose statistics lie in another tree.
+        stack: How many layers of the model lie in each array of this one, along an axis of their own (``nn.scan``, ``vmap``); 0 in an ordinary layer.
     """
 
     path: str
@@ -109,6 +110,7 @@ class Layer:
     native: object = field(default=None, repr=False)
     lost_order: str = ""
     hidden_state: bool = False
+    stack: int = 0
 
     @property
     def name(self) -> str:
@@ -164,9 +166,8 @@ def with_state(tree: Layer, state: State) -> Layer:
     """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags)."""
 
     def status(parameter: Parameter) -> Parameter:
-        if parameter.untrainable:
-            return parameter
-        return replace(parameter, status="frozen" if parameter.path in state.frozen else "trainable")
+        wanted: Status = "frozen" if parameter.path in state.frozen else "trainable"
+        return parameter if parameter.untrainable or parameter.status == wanted else replace(parameter, status=wanted)
 
     done: dict[str, Layer] = {}
     for layer in reversed(list(tree.walk())):

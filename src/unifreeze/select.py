@@ -333,13 +333,13 @@ class _Counted(Selector):
         needed = max(abs(n) if n < 0 or self.word != "nth" else n + 1 for n in self.numbers)
         if needed > len(weighted):
             raise scene.nothing(f"{self!r} asks for {needed} weighted layers and", f"{scene.label} has {len(weighted)} that own parameters or buffers")
-        if self.word == "first":
-            chosen = weighted[: self.numbers[0]]
-            return Selection(scene.stretch(chosen, 0, chosen[-1]))
-        if self.word == "last":
-            chosen = weighted[-self.numbers[0] :]
-            return Selection(scene.stretch(chosen, chosen[0], end))
-        return Selection(frozenset(scene.nodes[weighted[n]].path for n in self.numbers))
+        if self.word == "nth":
+            passed = [i for n in self.numbers for i in (weighted[n:] if n < 0 else weighted[: n + 1])]
+            scene.need_unstacked(repr(self), passed, whole=False)
+            return Selection(frozenset(scene.nodes[weighted[n]].path for n in self.numbers))
+        chosen = weighted[: self.numbers[0]] if self.word == "first" else weighted[-self.numbers[0] :]
+        scene.need_unstacked(repr(self), chosen, whole=False)
+        return Selection(scene.stretch(chosen, *((0, chosen[-1]) if self.word == "first" else (chosen[0], end))))
 
     @property
     def text(self) -> str:
@@ -368,6 +368,7 @@ class _Placed(Selector):
         picked = scene.stretch([i for i in scene.weighted if start <= i < stop], start, stop)
         if self.word == "upto":
             picked |= {scene.nodes[i].path for i in marked[0]}
+        scene.need_unstacked(repr(self), scene.places(picked), whole=True)
         if not any(node.weighted and node.path in picked for node in scene.nodes):
             raise scene.nothing(repr(self), "there is no weighted layer there; the order is that of layers(model)")
         return Selection(picked)

@@ -19,6 +19,8 @@ from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookim
 
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
+from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
+from .stacks import stacks
 from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "fingerprint", "plan_of"]
@@ -31,7 +33,14 @@ class JaxBackend(Backend):
     in_place = False
 
     def layers(self, model: Any) -> Layer:
-        """Reads the containers that hold arrays as layers; linen's collections are laid over each other."""
+        """Reads the containers that hold arrays as layers; linen's collections are laid over each other.
+
+        Raises:
+            UnbuiltModelError: For a linen module or a haiku transform, which only make parameters.
+            ArgumentError: For a training state, and for a tree in which nothing can train.
+        """
+        refuse_what_makes_parameters(model)
+        refuse_training_state(model)
         return _layer(read(model), "", bare=not collections_of(model))
 
     def apply(self, model: Any, request: Request) -> Applied:
@@ -62,20 +71,28 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
     order: list[tuple[str, Node]] = [(path, root)]
     for above, node in order:
         order.extend((f"{above}.{name}" if above else name, child) for name, child in node.children.items())
+    stacked = stacks(order)
     done: dict[int, Layer] = {}
+    shapes: set[int] = set()
     for above, node in reversed(order):
         kind = kind_of(node)
-        arrays = [_parameter(path, array, kind, ours=ours) for path, array, ours in node.arrays]
+        arrays = []
+        for name, array, ours in node.arrays:
+            if type(array) is jax.ShapeDtypeStruct:
+                array = Shape(array.shape, array.dtype) if id(array) in shapes else array  # noqa: PLW2901 - a user's own shape in a second place
+                shapes.add(id(array))
+            arrays.append(_parameter(name, array, kind, ours=ours))
         done[id(node)] = Layer(
             above,
             kind,
             type_of(node, kind),
-            parameters=tuple(array for array in arrays if array.status != "buffer"),
-            buffers=tuple(array for array in arrays if array.status == "buffer"),
-            children=tuple(done[id(child)] for child in node.children.values()),
+            parameters=tuple([array for array in arrays if array.status != "buffer"]),
+            buffers=tuple([array for array in arrays if array.status == "buffer"]),
+            children=tuple([done[id(child)] for child in node.children.values()]),
             native=node.native,
             lost_order=node.lost_order,
             hidden_state=bare and kind not in {"dense", "conv", "embedding"},
+            stack=stacked.get(id(node), 0),
         )
     return done[id(root)]
 
@@ -89,15 +106,23 @@ def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
     return Parameter(path, array.shape, dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), array, untrainable)
 
 
+class Shape(jax.ShapeDtypeStruct):  # type: ignore[misc]
+    """The shape of one array: where the same object stands twice, it is the array that is shared. A user's own shape may stand for any number of arrays."""
+
+    __slots__ = ()
+
+
 def abstract(tree: Any) -> Any:
     """Returns a copy of a tree with shapes and dtypes in place of arrays. Keys keep their order, and what was one array stays one."""
-    shapes: dict[int, jax.ShapeDtypeStruct] = {}
+    shapes: dict[int, Shape] = {}
 
     def shape(leaf: Any) -> Any:
         if not is_array(leaf):
             return leaf
+        if type(leaf) is jax.ShapeDtypeStruct:
+            return Shape(leaf.shape, leaf.dtype)
         if id(leaf) not in shapes:
-            shapes[id(leaf)] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            shapes[id(leaf)] = Shape(leaf.shape, leaf.dtype)
         return shapes[id(leaf)]
 
     return copied(tree, shape)
@@ -138,5 +163,5 @@ BACKEND = JaxBackend()
 
 @hookimpl(trylast=True)
 def unifreeze_backend(model: object) -> Backend | None:
-    """Answers for pytrees of arrays, after every backend whose models are pytrees, too."""
-    return BACKEND if is_tree_of_arrays(model) else None
+    """Answers for pytrees of arrays, after every backend whose models are pytrees, too; and for what makes them, to say so."""
+    return BACKEND if is_tree_of_arrays(model) or makes_parameters(model) else None

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .plan import Plan, StructureError
+from .plan import Plan
+from .record import StructureError
 from .tree import Flat, absent, flat, is_array, is_inexact, is_key
 
 
@@ -40,13 +41,12 @@ class PlannedOptimizer:
         self._structures: dict[Any, Any] = {}
 
     @classmethod
-    def of(cls, tx: Any, plan: Plan) -> PlannedOptimizer:
+    def of(cls, tx: Any, plan: Plan, verb: str) -> PlannedOptimizer:
         """Finds the optimizer behind a transformation that ``Freezing.optimizer`` returned."""
         found = getattr(getattr(tx, "init", None), "__self__", None)
         if not isinstance(found, cls) or found.plan != plan:
             given = "that of another freezing" if isinstance(found, cls) else type(tx).__name__
-            repair = "state = f.carry(f.optimizer(tx), state, params)"
-            raise StructureError(f"carry() takes what optimizer() of this freezing returned.\n  given: {given}\n  {repair}")
+            raise StructureError(f"{verb}() takes what optimizer() of this freezing returned.\n  given: {given}\n  Give it tx = f.optimizer(…).")
         return found
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
@@ -58,7 +58,20 @@ class PlannedOptimizer:
         if type(params).__name__ == "_ParamsPlaceholder":  # optax asks so which leaves of a state belong to parameters (tree_map_params)
             return PlannedState(self.pre.init(params), (Group(_keys(self.plan._trainable), self.tx.init(params)),))
         home, members = self.plan._laid_out(params, "The tree"), self.plan._trainable
-        return PlannedState(self.pre.init(_masked(home, members)), (Group(_keys(members), self.tx.init(_masked(home, members))),))
+        groups = (Group(_keys(members), self.tx.init(_masked(home, members))),) if members or not self._searches(home) else ()
+        return PlannedState(self.pre.init(_masked(home, members)), groups)
+
+    def blank(self, params: Any, groups: list[list[str]]) -> PlannedState:
+        """Makes state for given groups of the trainable parameters; for shapes in place of parameters, shapes with the shardings of these."""
+        home = self.plan._laid_out(params, "The tree")
+
+        def made(tx: Any, members: Collection[str]) -> Any:
+            masked = _masked(home, members)
+            if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in home.leaves):
+                return tx.init(masked)
+            return _sharded_alike(jax.eval_shape(tx.init, masked), masked)
+
+        return PlannedState(made(self.pre, self.plan._trainable), tuple(Group(_keys(members), made(self.tx, members)) for members in groups))
 
     def update(self, updates: Any, state: PlannedState, params: Any = None, **extra: Any) -> tuple[Any, PlannedState]:
         """Turns gradients into updates; those of everything that is not trainable are zeros."""
@@ -86,10 +99,14 @@ class PlannedOptimizer:
         home, trainable = self.plan._laid_out(params, "The tree"), self.plan._trainable
         state = state if isinstance(state, PlannedState) else self._of_plain(state, home)
         kept = [(group, trainable & group.members.keys()) for group in state.groups]
+        if self._searches(home) and [group.members.keys() for group in state.groups] != [trainable]:
+            kept = []  # its steps span all parameters at once: it remembers nothing of fewer, nor of more
         groups = [Group(_keys(members), self._narrowed(self.tx, group.inner, home, members)) for group, members in kept if members]
         fresh = trainable - frozenset().union(*(members for _, members in kept))
         if fresh:
             groups.append(Group(_keys(fresh), self._continued(self.tx.init(_masked(home, fresh)), state.groups, home, fresh)))
+        if not groups and state.groups and not self._searches(home):
+            groups.append(Group({}, self._narrowed(self.tx, state.groups[0].inner, home, ())))  # for the clocks, until something trains again
         pre = self.pre.init(_masked(home, trainable))
         known = _paths(state.pre)
         pre = jax.tree_util.tree_map_with_path(lambda path, leaf: _same(known.get(path), leaf), pre)
@@ -105,6 +122,17 @@ class PlannedOptimizer:
             return PlannedState(state[0], (Group(members, state[1]),))
         raise _foreign([f"it is neither that of an earlier freezing nor that of the same optimizer over all parameters, but a {type(state).__name__}"])
 
+    def _searches(self, home: Flat) -> bool:
+        """Whether the optimizer finds one step for all parameters together, as L-BFGS and every line search do, and not for each by itself."""
+        names: list[str] = []
+
+        def note(node: Any) -> bool:
+            names.append(type(node).__name__.lower())
+            return False
+
+        jax.tree_util.tree_leaves(jax.eval_shape(self.tx.init, _masked(home, self.plan._parameters())), is_leaf=note)
+        return any("lbfgs" in name or "linesearch" in name for name in names)
+
     def _narrowed(self, tx: Any, inner: Any, home: Flat, members: Collection[str]) -> Any:
         """The state without what it holds of parameters that are no longer trainable; the arrays are the same."""
         shape, known = jax.eval_shape(tx.init, _masked(home, members)), _paths(inner)
@@ -115,25 +143,20 @@ class PlannedOptimizer:
 
     def _continued(self, inner: Any, groups: tuple[Group, ...], home: Flat, members: Collection[str]) -> Any:
         """Fresh state whose clocks go on: a count that stands beside moments (Adam's) starts anew with them, any other (a schedule's) does not."""
-        clocks = _paths(jax.eval_shape(self.tx.init, _masked(home, ())))
         leaves = _leaf_paths(home, members)
         lengths = {len(leaf) for leaf in leaves}
-        moments = [path for path in _paths(inner) if path not in clocks]
-        beside = {path[: -length - 1] for path in moments for length in lengths if path[-length:] in leaves}
+        moments = {path: length for path in _paths(inner) for length in lengths if path[-length:] in leaves}
+        beside = {path[: -length - 1] for path, length in moments.items()}
         known = _paths(groups[0].inner) if groups else {}
 
         def pick(path: tuple[Any, ...], leaf: Any) -> Any:
-            return leaf if path not in clocks or path[:-1] in beside else _same(known.get(path), leaf)
+            return leaf if path in moments or path[:-1] in beside else _same(known.get(path), leaf)
 
         return jax.tree_util.tree_map_with_path(pick, inner)
 
     def _check(self, state: Any, home: Flat) -> None:
         """Raises if a state is that of another plan, or came back incomplete from a checkpoint."""
-        if not isinstance(state, PlannedState):
-            raise _foreign([f"it is a {type(state).__name__}"])
-        odd = self.plan._trainable ^ {name for group in state.groups for name in group.members}
-        if odd:
-            raise _foreign([f"{name} is {'trainable now' if name in self.plan._trainable else 'not trainable any more'}" for name in sorted(odd)])
+        groups_of(state, self.plan._trainable)
         for group in state.groups:
             expected = self._expected(home, group.members)
             if jax.tree_util.tree_structure(group.inner) != expected:
@@ -151,6 +174,21 @@ class PlannedOptimizer:
         if known is None:
             known = self._structures[key] = jax.tree_util.tree_structure(jax.eval_shape(self.tx.init, _masked(home, members)))
         return known
+
+
+def groups_of(state: Any, trainable: frozenset[str]) -> list[list[str]]:
+    """The dotted names of each group in a state.
+
+    Raises:
+        StructureError: If the state is not one of these trainable parameters.
+    """
+    if not isinstance(state, PlannedState):
+        raise _foreign([f"it is a {type(state).__name__}"])
+    groups = [sorted(group.members) for group in state.groups]
+    odd = trainable ^ {name for group in groups for name in group}
+    if odd:
+        raise _foreign([f"{name} is {'trainable now' if name in trainable else 'not trainable any more'}" for name in sorted(odd)])
+    return groups
 
 
 def _foreign(facts: list[str]) -> StructureError:
@@ -179,7 +217,7 @@ def _masked_extra(extra: dict[str, Any], home: Flat, members: Collection[str]) -
 
         return of_members
 
-    adapted = {"grad": lambda tree: _masked(home, members, flat(tree).by_name), "value_fn": of_whole}
+    adapted = {"grad": lambda tree: _masked(home, members, flat(tree).by_name), "value_fn": of_whole, "obj_fn": of_whole}
     return {name: adapted[name](value) if name in adapted else value for name, value in extra.items()}
 
 
@@ -192,6 +230,17 @@ def _still(leaf: Any) -> Any:
 
 def _paths(tree: Any) -> dict[tuple[Any, ...], Any]:
     return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def _sharded_alike(state: Any, params: Any) -> Any:
+    """Shapes of a state with the sharding of the parameter that each belongs to."""
+    known = {path: leaf for path, leaf in _paths(params).items() if getattr(leaf, "sharding", None) is not None}
+
+    def like(path: tuple[Any, ...], leaf: Any) -> Any:
+        of = next((known[path[i:]] for i in range(len(path)) if path[i:] in known), None)
+        return leaf if of is None or of.shape != leaf.shape else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of.sharding)
+
+    return jax.tree_util.tree_map_with_path(like, state)
 
 
 def _leaf_paths(home: Flat, members: Collection[str]) -> set[tuple[Any, ...]]:

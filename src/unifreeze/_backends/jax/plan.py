@@ -14,9 +14,11 @@ from weakref import WeakValueDictionary
 
 import jax
 
-from unifreeze.plugin import Inference, Request, UnifreezeError
+from unifreeze.plugin import Inference, Request
 
 from .inference import held_at_inference
+from .record import StructureError, fingerprint_of, recorded, require_same
+from .refusals import a_function, a_transformation, the_tree
 from .tree import Flat, absent, flat
 
 if TYPE_CHECKING:
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Pairs = tuple[tuple[str, T], ...]
-
-
-class StructureError(UnifreezeError, ValueError):
-    """A tree or an optimizer's state that does not belong to the plan."""
 
 
 @jax.tree_util.register_static
@@ -79,11 +77,15 @@ class Plan:
             fn: A loss: a function of the tree and anything else.
             has_aux: Whether ``fn`` returns a pair of loss and anything else.
             argnums: Which positional argument is the tree.
+
+        Raises:
+            ArgumentError: If ``fn`` is no function, or if no argument is at that place.
         """
+        a_function(fn, "value_and_grad")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            laid = self._laid_out(args[argnums], "The tree")
+            laid = self._laid_out(the_tree(args, argnums), "The tree")
             places = [i for i, name in enumerate(laid.names) if name in self._trainable and not absent(laid.leaves[i])]
 
             def of_trainable(leaves: list[Any]) -> Any:
@@ -98,6 +100,7 @@ class Plan:
 
     def grad(self, fn: Callable[..., Any], *, has_aux: bool = False, argnums: int = 0) -> Callable[..., Any]:
         """As ``jax.grad``, for the trainable part only; see ``value_and_grad``."""
+        a_function(fn, "grad")
         both = self.value_and_grad(fn, has_aux=has_aux, argnums=argnums)
 
         @functools.wraps(fn)
@@ -114,6 +117,7 @@ class Plan:
             fn: Any function.
             under: The path of the sub-tree that holds the model's parameters, for a tree that holds several models. It is found out where it can be.
         """
+        a_function(fn, "hold")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> T:
@@ -132,9 +136,15 @@ class Plan:
             tx: Any transformation, such as ``optax.adamw(1e-3)``.
             pre: What runs before it over all trainable gradients at once, such as ``optax.clip_by_global_norm(1.0)``. A clip inside ``tx`` would run for each
                 group that was unfrozen at another time.
+
+        Raises:
+            ArgumentError: If either is no transformation, such as ``optax.adam`` without its call.
         """
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
+        a_transformation(tx, "tx")
+        if pre is not None:
+            a_transformation(pre, "pre")
         return PlannedOptimizer(self, tx, pre).transformation()
 
     def carry(self, tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
@@ -152,7 +162,43 @@ class Plan:
         """
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
-        return PlannedOptimizer.of(tx, self).carried(state, params)
+        return PlannedOptimizer.of(tx, self, "carry").carried(state, params)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is frozen, trainable and held at inference: equal in every process for equal plans. For logs, and part of ``record``."""
+        return fingerprint_of(self._status.items(), self._held)
+
+    def record(self, state: Any) -> dict[str, Any]:
+        """Returns plain data (JSON) to save beside an optimizer's state: the plan, by name and fingerprint, and which parameters share a clock in the state.
+
+        ``state_like`` takes it back before the state is restored.
+
+        Args:
+            state: The state that ``optimizer`` of this freezing made or left.
+
+        Raises:
+            StructureError: If the state is not one of this freezing.
+        """
+        from .optimizer import groups_of  # optax is needed here only
+
+        return recorded(self._status, self._held, groups_of(state, self._trainable))
+
+    def state_like(self, record: Any, tx: optax.GradientTransformation, params: Any) -> Any:
+        """Returns a state of the same structure as the one that was recorded: what a checkpoint library restores into.
+
+        Args:
+            record: What ``record`` returned when the state was saved.
+            tx: What ``optimizer`` of this freezing returned.
+            params: The parameters, or their shapes (``jax.ShapeDtypeStruct``), for which the state is one of shapes and shardings, too.
+
+        Raises:
+            StructureError: If the state was saved under another plan; the message names both.
+        """
+        from .optimizer import PlannedOptimizer  # optax is needed here only
+
+        groups = require_same(record, recorded(self._status, self._held, []))
+        return PlannedOptimizer.of(tx, self, "state_like").blank(params, groups)
 
     def apply_updates(self, params: T, updates: Any) -> T:
         """As ``optax.apply_updates``; but what is frozen stays the same array, whatever the updates say of it."""
@@ -212,7 +258,7 @@ class Plan:
         facts = [f"  {word}: {', '.join(names[:5])}{f', … and {len(names) - 5} more' if len(names) > 5 else ''}" for word, names in wrong if names]
         if facts:
             repair = "  Freeze the tree as it is now, and take the verbs of that Freezing."
-            raise StructureError("\n".join([f"{what} does not have the leaves of what was frozen.", *facts, repair]))
+            raise StructureError("\n".join([f"{what} must have the leaves of what was frozen.", *facts, repair]))
 
 
 def _replaced(values: Any, places: list[int], new: Any) -> list[Any]:
@@ -243,7 +289,7 @@ def plan_of(model: Any, request: Request, kind: type[Plan] = Plan) -> Plan:
     known = {one.path: "frozen" if one.untrainable or one.path in frozen else "trainable" for one in parameters}
     statuses = tuple("none" if absent(leaf) else known.get(name, "buffer") for name, leaf in zip(laid.names, laid.leaves, strict=True))
     held = tuple(sorted(request.state.inference.items()))
-    layers = tuple((layer.path, layer.kind) for layer in request.tree.walk())
+    layers = tuple(sorted((layer.path, layer.kind) for layer in request.tree.walk()))  # a mapped tree has another order, and the same plan
     plan = kind(laid.names, statuses, laid.treedef, held, layers)
     try:
         return _plans.setdefault((kind, plan._content), plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from unifreeze.plugin import UnifreezeError
+
+from .refusals import refuse_optimizer_state, refuse_without_floats
 
 KeyPath = tuple[Any, ...]
 
@@ -73,16 +75,6 @@ def entries(node: Any) -> list[tuple[Any, Any]] | None:
         return [(SequenceKey(i), child) for i, child in enumerate(node)]
     below = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
     return None if any(not keys for keys, _ in below) else [(keys[0], child) for keys, child in below]
-
-
-def walk(tree: Any) -> Iterator[tuple[KeyPath, Any, list[tuple[Any, Any]] | None]]:
-    """Yields every container and leaf with its key path and its entries, parents first, in the tree's own order."""
-    pending: list[tuple[KeyPath, Any]] = [((), tree)]
-    while pending:
-        keys, node = pending.pop()
-        below = entries(node)
-        yield keys, node, below
-        pending.extend(((*keys, key), child) for key, child in reversed(below or []))
 
 
 def copied(node: Any, leaf_of: Callable[[Any], Any]) -> Any:
@@ -233,6 +225,8 @@ def read(tree: Any) -> Node:
                 child.name, child.beside = part, not ours
             owner = owner.children[part]
         owner.arrays.append((path, leaf, ours))
+    if not any(is_array(leaf) and is_inexact(leaf.dtype) for _, leaf in found):
+        refuse_without_floats([f"{jax.tree_util.keystr(keys)} ({leaf.dtype})" for keys, leaf in found if is_array(leaf)])
     _arrange(root)
     return root
 
@@ -244,12 +238,18 @@ def _gathered(tree: Any, collections: frozenset[str]) -> tuple[list[tuple[KeyPat
     shelves = sorted(tree, key=lambda name: name != "params") if collections else []
     starts = [((DictKey(name),), tree[name]) for name in shelves] if collections else [((), tree)]
     for start, part in starts:
-        for inner, node, below in walk(part):
-            keys = (*start, *inner)
+        pending: list[tuple[KeyPath, tuple[str, ...], Any]] = [(start, (), part)]
+        while pending:
+            keys, path, node = pending.pop()
+            below = entries(node)
             if below is None or absent(node):
                 leaves.append((keys, node))
-            else:
-                containers.setdefault(components(keys, collections), Node(native=node, keys=[text(key) for key, _ in below], sorts=loses_order(node)))
+                continue
+            refuse_optimizer_state(node, path)
+            names = [text(key) for key, _ in below]
+            if path not in containers:
+                containers[path] = Node(native=node, keys=names, sorts=loses_order(node))
+            pending.extend([((*keys, key), (*path, *split(name)), child) for (key, child), name in zip(reversed(below), reversed(names), strict=True)])
     return leaves, containers
 
 
@@ -273,7 +273,7 @@ def _arrange(root: Node) -> None:
     for node in nodes:
         nodes.extend(node.children.values())
     for node in reversed(nodes):
-        node.mapped = node.sorts and (_bias_first(node.keys) or _numbers_sorted_as_text(list(node.children)))
+        node.mapped = node.sorts and (_bias_first(node.keys) or (bool(node.children) and _numbers_sorted_as_text(list(node.children))))
         node.mapped = node.mapped or any(child.mapped for child in node.children.values())
     untouched = any(node.sorts and node.keys != sorted(node.keys) for node in nodes)
     for node in nodes:
@@ -282,11 +282,14 @@ def _arrange(root: Node) -> None:
             node.children = _by_number(node.children)
 
 
+_WEIGHTS = frozenset({"kernel", "w", "weight", "scale", "gamma", "embedding"})
+_BIASES = frozenset({"bias", "b", "offset", "beta"})
+
+
 def _bias_first(keys: list[str]) -> bool:
     """Whether keys bear the mark of sorting: every framework defines a layer's weight before its bias."""
-    weights = [i for i, key in enumerate(keys) if key in {"kernel", "w", "weight", "scale", "gamma", "embedding"}]
-    biases = [i for i, key in enumerate(keys) if key in {"bias", "b", "offset", "beta"}]
-    return bool(weights and biases) and biases[0] < weights[0]
+    first = next((key for key in keys if key in _WEIGHTS or key in _BIASES), "")
+    return first in _BIASES and not _WEIGHTS.isdisjoint(keys)
 
 
 def _numbers_sorted_as_text(keys: list[str]) -> bool:
