@@ -16,6 +16,7 @@ import jax
 
 from unifreeze.plugin import Inference, Request, UnifreezeError
 
+from .checks import need_argument, need_function, need_place, need_transformation
 from .inference import held_at_inference
 from .tree import Flat, absent, flat
 
@@ -80,9 +81,12 @@ class Plan:
             has_aux: Whether ``fn`` returns a pair of loss and anything else.
             argnums: Which positional argument is the tree.
         """
+        need_function(fn, "value_and_grad")
+        need_place(argnums, "value_and_grad")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
+            need_argument(args, argnums, "value_and_grad")
             laid = self._laid_out(args[argnums], "The tree")
             places = [i for i, name in enumerate(laid.names) if name in self._trainable and not absent(laid.leaves[i])]
 
@@ -114,6 +118,7 @@ class Plan:
             fn: Any function.
             under: The path of the sub-tree that holds the model's parameters, for a tree that holds several models. It is found out where it can be.
         """
+        need_function(fn, "hold")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> T:
@@ -133,6 +138,9 @@ class Plan:
             pre: What runs before it over all trainable gradients at once, such as ``optax.clip_by_global_norm(1.0)``. A clip inside ``tx`` would run for each
                 group that was unfrozen at another time.
         """
+        need_transformation(tx)
+        if pre is not None:
+            need_transformation(pre, "pre")
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
         return PlannedOptimizer(self, tx, pre).transformation()
