@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from kits.equinox import EquinoxKit
-from unifreeze import UnifreezeWarning, freeze, layers, summary
+from unifreeze import freeze, layers, summary
 from unifreeze.errors import BackendError, ConflictError
 from unifreeze.select import everything, first, kind
 from unifreeze.testing import Conformance
@@ -144,21 +144,6 @@ def test_spectral_norm_and_its_vectors() -> None:
     (_, after), grads = freezing.value_and_grad(loss, has_aux=True)(model, X[0], state)
     assert freezing.verify((model, after))
     assert grads.middle.layer.weight is None
-
-
-class Counting(eqx.Module):
-    calls: eqx.nn.StateIndex
-    weight: Any
-
-    def __init__(self) -> None:
-        self.calls, self.weight = eqx.nn.StateIndex(jnp.zeros(())), jnp.ones(3)
-
-
-def test_state_that_no_switch_keeps_still_is_said() -> None:
-    pair = eqx.nn.make_with_state(Counting)()
-    with pytest.warns(UnifreezeWarning, match="inference"):
-        freeze(pair)
-    assert freeze(pair, inference="none").frozen == ("weight",)
 
 
 def test_arrays_that_no_gradient_reaches_are_buffers() -> None:

@@ -16,9 +16,9 @@ import jax
 
 from unifreeze.plugin import Inference, Request
 
+from .checks import need_argument, need_function, need_place, need_transformation
 from .inference import held_at_inference
 from .record import StructureError, fingerprint_of, recorded, require_same
-from .refusals import a_function, a_transformation, the_tree
 from .tree import Flat, absent, flat
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ class Plan:
         Raises:
             ArgumentError: If ``fn`` is no function, or if no argument is at that place.
         """
-        a_function(fn, "value_and_grad")
+        need_function(fn, "value_and_grad")
+        need_place(argnums, "value_and_grad")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            laid = self._laid_out(the_tree(args, argnums), "The tree")
+            need_argument(args, argnums, "value_and_grad")
+            laid = self._laid_out(args[argnums], "The tree")
             places = [i for i, name in enumerate(laid.names) if name in self._trainable and not absent(laid.leaves[i])]
 
             def of_trainable(leaves: list[Any]) -> Any:
@@ -100,7 +102,7 @@ class Plan:
 
     def grad(self, fn: Callable[..., Any], *, has_aux: bool = False, argnums: int = 0) -> Callable[..., Any]:
         """As ``jax.grad``, for the trainable part only; see ``value_and_grad``."""
-        a_function(fn, "grad")
+        need_function(fn, "grad")
         both = self.value_and_grad(fn, has_aux=has_aux, argnums=argnums)
 
         @functools.wraps(fn)
@@ -117,7 +119,7 @@ class Plan:
             fn: Any function.
             under: The path of the sub-tree that holds the model's parameters, for a tree that holds several models. It is found out where it can be.
         """
-        a_function(fn, "hold")
+        need_function(fn, "hold")
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> T:
@@ -140,11 +142,11 @@ class Plan:
         Raises:
             ArgumentError: If either is no transformation, such as ``optax.adam`` without its call.
         """
+        need_transformation(tx)
+        if pre is not None:
+            need_transformation(pre, "pre")
         from .optimizer import PlannedOptimizer  # optax is needed here only
 
-        a_transformation(tx, "tx")
-        if pre is not None:
-            a_transformation(pre, "pre")
         return PlannedOptimizer(self, tx, pre).transformation()
 
     def carry(self, tx: optax.GradientTransformation, state: Any, params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is taken for a tree of parameters and is none, and what is given to a verb in place of what it takes: said with the way out."""
+"""What is taken for a tree of parameters and is none, said with the way out."""
 
 from __future__ import annotations
 
@@ -65,37 +65,3 @@ def refuse_without_floats(names: list[str]) -> None:
         f"  its arrays: {shown}\n"
         "  Give the parameters; data, counters and random keys are no model."
     )
-
-
-def a_function(fn: object, verb: str) -> None:
-    """Raises if a verb that takes a function is given what the function returns, or anything else."""
-    if not callable(fn):
-        raise ArgumentError(
-            f"{verb} takes a function.\n  given: {type(fn).__name__}\n  Give the function and call what comes back: f.{verb}(loss)(params, batch)."
-        )
-
-
-def a_transformation(tx: object, argument: str) -> None:
-    """Raises if this is no optax transformation, or one that is under a freezing already."""
-    init, update = getattr(tx, "init", None), getattr(tx, "update", None)
-    if isinstance(tx, type) or not callable(init) or not callable(update):
-        name = getattr(tx, "__name__", "")
-        repair = f"Call it: f.optimizer(optax.{name}(…))." if callable(tx) and name else "Give one, such as optax.adamw(1e-3)."
-        raise ArgumentError(f"optimizer({argument}=…) takes an optax transformation.\n  given: {name or type(tx).__name__}\n  {repair}")
-    if type(getattr(init, "__self__", None)).__name__ == "PlannedOptimizer":
-        raise ArgumentError(
-            f"optimizer({argument}=…) was given what optimizer() of a freezing returned.\n  Give the plain transformation again, such as optax.adamw(1e-3)."
-        )
-
-
-def the_tree(args: tuple[Any, ...], argnums: object) -> Any:
-    """The argument that is the tree.
-
-    Raises:
-        ArgumentError: If there is none at that place.
-    """
-    if not isinstance(argnums, int) or isinstance(argnums, bool):
-        raise ArgumentError(f"argnums={argnums!r} is no place of one argument.\n  Only one argument is the tree that was frozen; put what else trains into it.")
-    if not -len(args) <= argnums < len(args):
-        raise ArgumentError(f"The tree is positional argument {argnums}, and {len(args)} were given.\n  Give it by position: f.grad(loss)(params, batch).")
-    return args[argnums]

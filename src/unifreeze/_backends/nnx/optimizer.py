@@ -9,7 +9,8 @@ import jax
 import optax
 from flax import nnx
 
-from unifreeze.plugin import BackendError
+from unifreeze._backends.jax.checks import need_function, need_transformation, shown
+from unifreeze.plugin import ArgumentError, BackendError
 
 from . import swap
 
@@ -40,10 +41,14 @@ class Tools:
                 started together, once ``attach`` has let others follow.
             wrt: As for ``nnx.Optimizer``.
         """
+        need_transformation(tx)
+        if pre is not None:
+            need_transformation(pre, "pre")
         return nnx.Optimizer(self._model, tx if pre is None else _grouped(tx, pre, (None,)), wrt=_unfrozen(wrt))
 
     def value_and_grad(self, loss: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Makes what ``nnx.value_and_grad`` makes, which differentiates what is trainable."""
+        need_function(loss, "value_and_grad")
         return nnx.value_and_grad(loss, **options)
 
     def attach(self, optimizer: nnx.Optimizer) -> nnx.Optimizer:
@@ -55,6 +60,11 @@ class Tools:
         Args:
             optimizer: An optimizer of this model.
         """
+        if not isinstance(optimizer, nnx.Optimizer):
+            raise ArgumentError(
+                f"attach() takes the nnx.Optimizer of this model.\n  given: {shown(optimizer)}\n"
+                "  For a new one: f.optimizer(optax.adamw(1e-3)), or nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)."
+            )
         wrt = _unfrozen(optimizer.wrt)
         now = _paths(nnx.state(self._model, wrt))
         tx = optimizer.tx if isinstance(optimizer.tx, _Grouped) else _grouped(optimizer.tx, optax.identity(), (None,))

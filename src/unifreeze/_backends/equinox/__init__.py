@@ -1,0 +1,54 @@
+"""The backend for equinox. A module is a pytree and can't carry a flag, so the ``Freezing`` carries the plan, as for any tree of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import equinox as eqx
+
+from unifreeze._backends.jax import abstract, adopt, fingerprint
+from unifreeze._backends.jax.plan import plan_of
+from unifreeze.plugin import Applied, Backend, Layer, Request, hookimpl
+
+from . import tree
+from .plan import EquinoxPlan
+
+
+class EquinoxBackend(Backend):
+    """Speaks for ``equinox.Module``, and for the pair of a module and its ``equinox.nn.State`` that ``make_with_state`` gives."""
+
+    name = "equinox"
+    in_place = False
+
+    def layers(self, model: Any) -> Layer:
+        """Reads the module in the order of its fields, with the state of each layer as its buffers."""
+        module, state = _parted(model)
+        return tree.read(module, state)
+
+    def apply(self, model: Any, request: Request) -> Applied:
+        """Returns the plan; the module itself is left alone."""
+        module, _ = _parted(model)
+        return Applied(abstract(model), tools=plan_of(module, request, kind=EquinoxPlan))
+
+    def fingerprint(self, array: Any) -> Hashable:
+        """A digest of the array's bytes."""
+        return fingerprint(array)
+
+    def adopt(self, freezing: type) -> None:
+        """Makes every Freezing a pytree without leaves."""
+        adopt(freezing)
+
+
+def _parted(model: Any) -> tuple[Any, Any]:
+    return model if isinstance(model, tuple) else (model, None)
+
+
+BACKEND = EquinoxBackend()
+
+
+@hookimpl
+def unifreeze_backend(model: object) -> Backend | None:
+    """Answers for modules, and for pairs of a module and its state."""
+    pair = isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], eqx.Module) and isinstance(model[1], eqx.nn.State)
+    return BACKEND if pair or isinstance(model, eqx.Module) else None
