@@ -62,6 +62,14 @@ def _doctested() -> list[str]:
     return ["unifreeze._tree", "unifreeze.errors", "unifreeze.plugin", "unifreeze.select", "unifreeze._manager", "unifreeze._recipe", "unifreeze._rows"]
 
 
+@nox.session(python="3.11")
+def minimums(session: nox.Session) -> None:
+    """The core with the oldest versions that pyproject.toml allows."""
+    oldest = [need.replace(">=", "==") for need in (*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "test"))]
+    session.install("-q", ".", "./examples/unifreeze-toy", *oldest)
+    session.run("pytest", "tests/core", "examples/unifreeze-toy/tests", *session.posargs)
+
+
 @nox.session(python=PYTHON)
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:

@@ -140,7 +140,7 @@ def test_integer_weights_cannot_train_and_counts_are_buffers() -> None:
     assert [buffer.path for buffer in seen[""].buffers] == ["steps"]
     freezing = freeze(tree)
     assert (freezing.frozen, freezing.changed) == (("a.kernel", "a.bias"), ("a.bias",))
-    assert unfreeze(tree, params="bias").trainable == ("a.bias",)
+    assert unfreeze(freezing, params="bias").trainable == ("a.bias",)
 
 
 def test_tied_leaves_have_one_status() -> None:
@@ -319,7 +319,7 @@ def test_everything_or_nothing_may_be_frozen() -> None:
     assert jax.tree.leaves(grads) == []
     assert equal(optax.apply_updates(start, updates), start)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 1
-    loose = unfreeze(start)
+    loose = unfreeze(freeze(start))
     assert moved(loose.grad(loss)(start), jax.grad(loss)(start)) == 0
 
 
@@ -533,7 +533,7 @@ def test_the_model_of_a_freezing_holds_no_values_and_keeps_order() -> None:
     freezing = freeze(mlp(), layers="stem")
     assert list(freezing.model) == ["stem", "body", "head"]
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(freezing.model))
-    assert unfreeze(freezing, layers=last(1) | "stem").trainable == unfreeze(mlp()).trainable
+    assert unfreeze(freezing, layers=last(1) | "stem").trainable == unfreeze(freeze(mlp())).trainable
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.int8, jnp.complex64])
@@ -630,7 +630,7 @@ def test_settings_of_a_running_optimizer_are_taken_over() -> None:
 
 def test_refreezing_drops_what_is_no_longer_needed() -> None:
     start, rule = mlp(), optax.adam(0.01)
-    loose = unfreeze(start)
+    loose = unfreeze(freeze(start))
     params, state = trained(loose, loose.optimizer(rule), start, loose.optimizer(rule).init(start), 2)
     early = freeze(loose, layers="stem")
     carried = early.carry(early.optimizer(rule), state, params)

@@ -400,8 +400,8 @@ def test_wrapping_does_not_change_paths() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-def test_more_states_than_graphs_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+@torch._dynamo.config.patch(recompile_limit=2)  # monkeypatch would delete it in the end, for all tests that follow
+def test_more_states_than_graphs_are_announced() -> None:
     model = torch.compile(KIT.reference(), backend="eager")
     for _ in range(3):
         freeze(model, layers="stem").undo()
@@ -523,7 +523,7 @@ def test_a_new_group_falls_in_with_the_schedule(name: str) -> None:
     for _ in range(3):
         optimizer.step()
         scheduler.step()
-    unfreeze(model).attach(optimizer, schedulers=[scheduler])
+    unfreeze(model).attach(optimizer, scheduler)
     for _ in range(6):
         assert optimizer.param_groups[1]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -536,7 +536,7 @@ def test_a_new_group_learns_of_a_plateau() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = freeze(model, layers="0").optimizer(torch.optim.SGD, lr=0.1)
     scheduler = schedule.ReduceLROnPlateau(optimizer, patience=0, min_lr=[0.01])
-    unfreeze(model).attach(optimizer, schedulers=[scheduler])
+    unfreeze(model).attach(optimizer, scheduler)
     for _ in range(3):
         scheduler.step(1.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.01])
@@ -567,7 +567,7 @@ def test_attach_refuses_what_is_not_the_models() -> None:
         freezing.attach(foreign)
     own = torch.optim.SGD(model.head.parameters(), lr=0.1)
     with pytest.raises(BackendError, match="another optimizer"):
-        freezing.attach(own, schedulers=[schedule.StepLR(foreign, 2)])
+        freezing.attach(own, schedule.StepLR(foreign, 2))
     assert len(own.param_groups) == 1
     assert len(foreign.param_groups) == 1
 

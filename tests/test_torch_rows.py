@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -294,13 +295,12 @@ def test_values_may_be_loaded_and_moved_to_another_type() -> None:
 
 
 def test_a_model_that_is_gone_is_forgotten() -> None:
+    gc.collect()
     known = len(implementation._guards)
     model = language()
     freezing = freeze(model, layers="embed", rows=[0])
     assert len(implementation._guards) == known + 1
     del freezing, model
-    import gc
-
     gc.collect()
     assert len(implementation._guards) == known
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -120,12 +121,12 @@ def unfreeze(model: object, layers: object = None, *, params: object = None, row
 
 
 @_checked
-def apply(model: object, recipe: Recipe | Mapping[str, object] | str) -> Freezing:
+def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLike[str]) -> Freezing:
     """Makes the state of the model exactly what a recipe says: whatever it does not freeze is trainable afterwards.
 
     Args:
         model: As in ``freeze``.
-        recipe: A ``Recipe``, its dictionary form, or its JSON text.
+        recipe: A ``Recipe``, its dictionary form, its JSON text, or the ``Path`` of a JSON file.
 
     Returns:
         A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.

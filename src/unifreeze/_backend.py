@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,10 @@ class Request:
     layers: frozenset[str]
 
 
+def nothing() -> None:
+    """How to undo what changed nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What came of a request.
@@ -43,7 +47,7 @@ class Applied:
     """
 
     model: object
-    undo: Callable[[], None] = lambda: None
+    undo: Callable[[], None] = nothing
     tools: object = None
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -94,6 +98,10 @@ class Backend(ABC):
             BackendError: By default.
         """
         raise BackendError(f"rows= is not known to the {self.name} backend.\n  Freeze whole parameters, or keep in two parameters what shall train apart.")
+
+    def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
+        """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""
+        return ()
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
-from ._backend import Backend, Request
+from ._backend import Backend, Request, nothing
 from ._rows import Rows
 from ._summary import Summary
-from ._tree import Layer, Parameter, State, state_of, unique, with_state
+from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -55,6 +55,8 @@ class Freezing:
     _revert: Callable[[], None]
     _tools: object = None
     _fingerprints: Mapping[str, Hashable] = field(default_factory=dict)
+    _layers: frozenset[str] = frozenset({""})
+    _trained: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -94,7 +96,8 @@ class Freezing:
         now = {parameter.path: parameter for parameter in tree.arrays()}
         known = {path: before for path, before in self._fingerprints.items() if before is not None}
         found = [(path, self._objection(now.get(path), before)) for path, before in known.items()]
-        wrong = [f"  {path}: {why}" for path, why in found if why] + [f"  {path}: {why}" for path, why in self._let_go(tree)]
+        found += [*self._let_go(tree), *self._added(tree), *self._backend.objections(self.model if model is None else model)]
+        wrong = [f"  {path}: {why}" for path, why in found if why]
         if wrong:
             rest = [f"  … and {len(wrong) - 10} more"] if len(wrong) > 10 else []
             raise FrozenMovedError("\n".join([f"{len(wrong)} of the promises made for {self._label} are broken.", *wrong[:10], *rest]))
@@ -127,6 +130,24 @@ class Freezing:
             if path in how and how[path] is None:
                 yield path, "is no longer held at inference; was it replaced, converted or unfrozen? Freeze again"
 
+    def _added(self, tree: Layer) -> Iterator[tuple[str, str]]:
+        """What was put into a frozen part after the call: it is not frozen, and nothing holds it."""
+        frozen, held = _above(self._state.frozen), _above(self.held)
+        trainable, known = _above(self._trained), self._trained | self._state.frozen
+        for layer in tree.walk() if self._backend.in_place else ():
+            part = next(path for path in _upwards(layer.path) if path in self._layers)
+            still = part in frozen and part not in trainable
+            for parameter in layer.parameters if still else ():
+                if parameter.status == "trainable" and parameter.path not in known:
+                    yield (
+                        parameter.path,
+                        f"was added to a frozen part ({part or 'the model'}) and is trainable; freeze again, or unfreeze it if it is meant to train",
+                    )
+            if layer.path not in self._layers and layer.inference is None:
+                moves = still and part in held and any(buffer.role not in STATELESS for buffer in layer.buffers)
+                if moves or self._state.inference.get(part) == "all":
+                    yield layer.path, f"was added to a part that is held at inference ({part or 'the model'}) and is not held; freeze again"
+
     def _objection(self, parameter: Parameter | None, before: Hashable) -> str:
         if parameter is None:
             return "is gone; was its layer replaced? Freeze again to cover the new one"
@@ -134,7 +155,7 @@ class Freezing:
         if rows is not None and parameter.status == "trainable" and len(rows - (parameter.rows or Rows(()))):
             return f"rows {rows} are trainable again; was the parameter replaced, or did another call unfreeze them?"
         if rows is None and self._backend.in_place and parameter.status == "trainable":
-            return "is trainable again; a flag was changed by hand, or another call unfroze it"
+            return "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
         now = _fingerprint(self._backend, parameter.array, rows)
         if now is None:
             return "has no values now (an abstract, deleted or donated array)"
@@ -149,6 +170,8 @@ class Freezing:
         return ""
 
     def __enter__(self) -> Self:
+        if getattr(self._revert, "done", False):
+            raise ArgumentError(f"This Freezing of {self._label} has been undone, so the block would run without it.\n  Freeze again: with freeze(model, …):")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -158,6 +181,16 @@ class Freezing:
         total = len(self.frozen) + len(self.trainable)
         rows = f", some rows of {len(self.rows)}" if self.rows else ""
         return f"<Freezing of {self._label}: {len(self.frozen)} of {total} parameters frozen{rows}, {len(self.changed)} changed by this call>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy, also of a model that keeps its Freezing. How to undo belongs to the arrays and flags that were changed, so it stays here."""
+        return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, skipped=MappingProxyType(state["skipped"]))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -230,28 +263,51 @@ def bring_about(
     return replace(freezing, _fingerprints={**freezing._fingerprints, **blank}) if any(blank.values()) else freezing
 
 
-# For each model that is changed in place: how to undo what was done to it, in order, and which paths that concerns.
-_done: WeakKeyDictionary[Any, list[tuple[Callable[[], None], frozenset[str]]]] = WeakKeyDictionary()
+@dataclass(eq=False)
+class _Revert:
+    """How to undo one call on a model that is changed in place, after the later calls on the same paths: undoing out of order ends where undoing in order does.
 
+    Attributes:
+        undo: Undoes this call alone.
+        scope: The paths that it concerns.
+        entries: All calls on the model that are not undone, in order.
+        done: Whether it has been undone.
+    """
 
-def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
-    """Undoes the later calls on the same paths first, so that undoing out of order ends where undoing in order does."""
-    entry = undo, scope
-    try:
-        _done.setdefault(model, []).append(entry)
-    except TypeError:  # a model that can't be referred to weakly
-        return undo
+    undo: Callable[[], None]
+    scope: frozenset[str]
+    entries: _Calls
+    done: bool = False
 
-    def revert() -> None:
-        entries = _done.get(model, [])
-        place = next((i for i, one in enumerate(entries) if one is entry), None)
-        if place is None:
+    def __call__(self) -> None:
+        if self.done:
             return
-        for later in [one for one in reversed(entries[place:]) if one[1] & scope]:
-            later[0]()
-            entries.remove(later)
+        for later in [one for one in reversed(self.entries[self.entries.index(self) :]) if one.scope & self.scope]:
+            later.undo()
+            later.done = True
+            self.entries.remove(later)
 
-    return revert
+
+class _Calls(list[_Revert]):
+    """The calls on one model. The Freezings keep it, and nothing else does: it reaches the model, which must not outlive its last user."""
+
+
+_calls: WeakKeyDictionary[Any, ref[_Calls]] = WeakKeyDictionary()
+
+
+def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> _Revert:
+    try:
+        found = _calls.get(model)
+        entries = (found and found()) or _Calls()
+        _calls[model] = ref(entries)
+    except TypeError:  # a model that can't be referred to weakly
+        entries = _Calls()
+    entries.append(_Revert(undo, scope, entries))
+    return entries[-1]
+
+
+def _elsewhere() -> None:
+    raise ArgumentError("This is a copy of a Freezing, and only the original can be undone.\n  unfreeze(model, layers=…) lets the copied model train.")
 
 
 def describe(
@@ -261,7 +317,7 @@ def describe(
     before: State,
     *,
     picked: Iterable[str] = (),
-    undo: Callable[[], None] = lambda: None,
+    undo: Callable[[], None] = nothing,
     tools: object = None,
     skipped: Mapping[str, str] = MappingProxyType({}),
 ) -> Freezing:
@@ -283,13 +339,38 @@ def describe(
         _revert=undo,
         _tools=tools,
         _fingerprints=_fingerprints(backend, nodes),
+        _layers=frozenset(layer.path for layer in nodes),
+        _trained=frozenset(p.path for layer in nodes for p in layer.parameters if p.status == "trainable"),
     )
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yields the path and those of the layers above it, down to the root's.
+
+    >>> list(_upwards("a.b"))
+    ['a.b', 'a', '']
+    """
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _above(paths: Iterable[str]) -> set[str]:
+    """Returns the paths and those of every layer above one of them."""
+    found: set[str] = set()
+    for path in paths:
+        for one in _upwards(path):
+            if one in found:
+                break
+            found.add(one)
+    return found
 
 
 def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
     promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen" or p.rows is not None]
-    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role != "rng" or layer.inference == "all"]
+    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all"]
     return {p.path: _fingerprint(backend, p.array, p.rows) for p in unique(iter(promised))}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from os import PathLike
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -41,20 +43,23 @@ def _known() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=_GROUP)}
 
 
-def _wake() -> dict[str, ImportError]:
+def _wake() -> dict[str, Exception]:
     """Loads the backend of every framework that the program has imported by now, and returns what could not be loaded.
 
-    A framework that is only another's engine (JAX under Keras) may lack what its own backend needs; that must not stop the one that is asked for.
+    A framework that is only another's engine (JAX under Keras) may lack what its own backend needs, and a stranger's backend may be broken; neither may
+    stop the one that is asked for.
     """
     manager = _manager()
-    failed = {}
+    failed: dict[str, Exception] = {}
     for name, point in _known().items():
         if name in sys.modules and not manager.has_plugin(name):
             try:
                 manager.register(point.load(), name=name)
-            except ImportError as error:
+                manager.check_pending()
+            except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
                 failed[name] = error
-            manager.check_pending()
+                if manager.has_plugin(name):
+                    manager.unregister(name=name)
     return failed
 
 
@@ -69,7 +74,7 @@ def backend_of(model: object) -> Backend:
         failed = _wake()
         found = _manager().hook.unifreeze_backend(model=model)
     if found is None and failed:
-        reasons = [f"  {name}: {error}; {_install(name)}" for name, error in failed.items()]
+        reasons = [f"  {name}: {_reason(name, error)}" for name, error in failed.items()]
         raise BackendError("\n".join([f"No backend speaks for {type(model).__qualname__}, and some could not be loaded.", *reasons]))
     if found is None:
         raise UnknownModelError(_unknown(model))
@@ -78,19 +83,37 @@ def backend_of(model: object) -> Backend:
     return found
 
 
+def _reason(name: str, error: Exception) -> str:
+    return f"{error}; {_install(name)}" if isinstance(error, ImportError) else f"its plugin {_known()[name].value} is broken: {type(error).__name__}: {error}"
+
+
 def _unknown(model: object) -> str:
-    kind = type(model)
+    shown = f"The class {model.__module__}.{model.__qualname__}" if isinstance(model, type) else f"{type(model).__module__}.{type(model).__qualname__}"
     awake = [info.name for info in backends() if info.awake]
-    lines = [f"{kind.__module__}.{kind.__qualname__} is no model that a backend speaks for.", f"  awake backends: {', '.join(awake) or 'none'}"]
-    if isinstance(model, dict | list | tuple):
-        empty = "it is empty" if not model else "its leaves are no JAX arrays" if "jax" in awake else "a tree of arrays belongs to JAX: import jax first"
-        lines.append(f"  {empty}; a tree for the jax backend holds at least one floating-point array.")
-    elif isinstance(model, type):
-        lines.append(f"  it is a class: give an instance, {kind.__name__ if kind is not type else model.__name__}(…).")
+    lines = [f"{shown} is no model that a backend speaks for.", f"  awake backends: {', '.join(awake) or 'none'}", *_hint(model, awake)]
     asleep = [info for info in backends() if not info.installed]
     if asleep:
         lines.append("  other backends: " + "; ".join(f"{info.name}: {info.install}" for info in asleep))
     return "\n".join(lines)
+
+
+def _hint(model: object, awake: list[str]) -> Iterator[str]:
+    """What was probably meant, told by names alone, so that no framework is imported for an error."""
+    homes = {parent.__module__.partition(".")[0] for parent in type(model).__mro__}
+    parents = {f"{parent.__module__}.{parent.__qualname__}" for parent in type(model).__mro__}
+    if isinstance(model, type):
+        yield f"  it is a class: give an instance, {model.__name__}(…)."
+    elif isinstance(model, str | PathLike):
+        yield "  it is a name or a path: load the model, and give the model itself."
+    elif "flax.linen.module.Module" in parents or "haiku" in homes:
+        yield "  its parameters live outside of it: give what its init returned, variables = module.init(key, x); freeze(variables, …)."
+    elif isinstance(model, Mapping) and any(type(value).__module__.partition(".")[0] == "torch" for value in model.values()):
+        yield "  a state dict holds no layers: give the module that it belongs to."
+    elif isinstance(model, Mapping | list | tuple):
+        empty = "it is empty" if not model else "its leaves are no JAX arrays" if "jax" in awake else "a tree of arrays belongs to JAX: import jax first"
+        yield f"  {empty}; a tree for the jax backend holds at least one floating-point array. A part of a model is chosen by layers=: freeze(model, layers=…)."
+    elif homes & {"torch", "keras", "optax"}:
+        yield "  give the model, and pick a part of it by layers= or params=: freeze(model, layers=…)."
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Self
 
 from .errors import RecipeError, near
@@ -75,15 +77,19 @@ class Recipe:
             raise RecipeError(f"Recipe(…) takes Steps, not {wrong[0]!r}.\n  Recipe.read reads dictionaries and JSON.")
 
     @classmethod
-    def read(cls, source: Recipe | Mapping[str, object] | str) -> Self | Recipe:
-        """Reads a recipe from its dictionary form or its JSON text. Nothing in it is executed.
+    def read(cls, source: Recipe | Mapping[str, object] | str | os.PathLike[str]) -> Self | Recipe:
+        """Reads a recipe from its dictionary form, its JSON text, or a JSON file given as a ``Path``. Nothing in it is executed.
 
         Raises:
             RecipeError: If it does not have the form of a recipe; the message names the place.
         """
         if isinstance(source, Recipe):
             return source
+        if isinstance(source, os.PathLike):
+            return cls.read(_contents(Path(source)))
         if isinstance(source, str):
+            if not source.lstrip().startswith(("{", "[")):
+                raise RecipeError(f"{source[:80]!r} is no recipe.\n  A file is given as a path: Path({source[:80]!r})\n  JSON text reads like {_SAMPLE}")
             try:
                 return cls.read(json.loads(source))
             except json.JSONDecodeError as error:
@@ -102,6 +108,18 @@ class Recipe:
     def to_json(self) -> str:
         """Returns the recipe as JSON text, which ``read`` takes back."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+_LARGEST = 1 << 20
+
+
+def _contents(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise RecipeError(f"{path} is larger than a recipe may be ({_LARGEST:,} bytes).\n  A glob says in a line what a list says in many.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read as a recipe.\n  {error}") from error
 
 
 _SAMPLE = '{"steps": [{"freeze": "backbone.*"}, {"unfreeze": "kind:batch_norm"}]}'

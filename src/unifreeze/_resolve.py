@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from fnmatch import fnmatchcase
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 
 from ._scene import Scene, Selection, components_match
@@ -28,41 +29,51 @@ def resolve(layers: object, tree: Layer, label: str) -> Selection:
     return chosen.pick(Scene(tree, label))
 
 
-def resolve_parameters(params: object, candidates: list[Parameter], label: str) -> list[Parameter]:
-    """Narrows parameters by role, name or path (a glob), by a function, or by the framework's own arrays.
+def resolve_parameters(params: object, layers: Sequence[Layer], label: str) -> list[Parameter]:
+    """Narrows the parameters of layers by role, name or path (a glob), by a function, or by the framework's own arrays.
 
     Raises:
         NothingSelectedError: If it, or a part of it, picks nothing.
         SelectorError: If it can't be understood.
     """
-    if isinstance(params, bool | int | slice | Selector):
+    candidates = [parameter for layer in layers for parameter in layer.parameters]
+    if isinstance(params, bool | int | slice | range | type(None) | Selector | Mapping):
         raise SelectorError(
             f"params={params!r} does not pick parameters.\n  Give a role or a glob such as 'bias' or '*.weight', a list, a function, or arrays."
         )
-    if isinstance(params, str):
-        components = params.split(".")
-        chosen = [p for p in candidates if fnmatchcase(p.role, params) or fnmatchcase(p.name, params) or components_match(components, p.path.split("."))]
-    elif isinstance(params, FunctionType | MethodType | BuiltinFunctionType):
-        chosen = [p for p in candidates if params(p)]
-    elif isinstance(params, list | tuple | set | frozenset):
-        found = {p.path for one in params for p in resolve_parameters(one, candidates, label)}
-        chosen = [p for p in candidates if p.path in found]
-    else:
-        chosen = [p for p in candidates if p.array is params]
+    if isinstance(params, _MANY):
+        several = list(params)
+        if not several:
+            raise SelectorError("params= is empty: it selects nothing.\n  To pick every parameter of the layers, leave params= out.")
+        found = {p.path for one in several for p in resolve_parameters(one, layers, label)}
+        return [p for p in candidates if p.path in found]
+    chosen = [p for p in candidates if _picks(params, p)]
     if not chosen:
-        words = sorted({p.role for p in candidates})
-        hint = near(params, {*words, *(p.path for p in candidates)}) if isinstance(params, str) else ""
-        shown = params if isinstance(params, str) else builtins.type(params).__name__
-        raise NothingSelectedError(
-            "\n".join(
-                filter(
-                    None,
-                    [
-                        f"params={shown!r} matches no parameter of the chosen layers of {label}.",
-                        f"  their roles: {', '.join(words)}",
-                        f"  {hint}" if hint else "",
-                    ],
-                )
-            )
-        )
+        raise _no_parameter(params, candidates, [buffer for layer in layers for buffer in layer.buffers], label)
     return chosen
+
+
+_MANY = (list, tuple, set, frozenset, Iterator, KeysView, ValuesView)
+
+
+def _picks(params: object, parameter: Parameter) -> bool:
+    if isinstance(params, str):
+        whole = components_match(params.split("."), parameter.path.split("."))
+        return whole or fnmatchcase(parameter.role, params) or fnmatchcase(parameter.name, params)
+    if isinstance(params, FunctionType | MethodType | BuiltinFunctionType | partial):
+        return bool(params(parameter))
+    return parameter.array is params
+
+
+def _no_parameter(params: object, candidates: Iterable[Parameter], buffers: Iterable[Parameter], label: str) -> NothingSelectedError:
+    words = sorted({p.role for p in candidates})
+    shown = repr(params) if isinstance(params, str) else f"<{type(params).__name__}>"
+    lines = [f"params={shown} matches no parameter of the chosen layers of {label}.", f"  their roles: {', '.join(words) or 'none, they own no parameters'}"]
+    buffer = next((one for one in buffers if _picks(params, one)), None)
+    if buffer is not None:
+        lines.append(f"  {buffer.path} is a buffer, which no optimizer trains; freezing its whole layer holds it still")
+    elif isinstance(params, str):
+        lines.append("  " + near(params, {*words, *(p.path for p in candidates)}))
+    else:
+        lines.append("  an array is found by identity; it may belong to another layer or another model, or be a copy")
+    return NothingSelectedError("\n".join(lines).rstrip())

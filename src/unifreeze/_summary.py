@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._tree import Layer, Parameter, Status
+from ._tree import Inference, Layer, Parameter, Status
+from .errors import ArgumentError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +32,8 @@ class Row:
         nbytes: Their bytes.
         status: ``trainable``, ``frozen`` or ``partial``; ``held`` for a layer without parameters whose state is kept still; empty for one that has nothing.
         shared_with: Path of the first layer that reaches the same array, where this one only reaches it again.
+        inference: How the layer itself is held: ``norm`` or ``all``; ``None`` where it follows the model's mode.
+        drifts: Whether all parameters of the layer itself are frozen while its statistics go on moving (``inference="none"``).
         frozen_rows: Frozen rows of the layer's own parameters of which only some rows are frozen.
     """
 
@@ -44,14 +47,19 @@ class Row:
     nbytes: int
     status: LayerStatus
     shared_with: str = ""
+    inference: Inference | None = None
+    drifts: bool = False
     frozen_rows: int = 0
 
     def cells(self, indent: str) -> tuple[str, ...]:
         """Returns the row as text, its name indented by depth."""
         name = indent * self.depth + (self.path.rpartition(".")[2] or self.type)
         count = f"{self.parameters:,}" if self.parameters or not self.shared_with else ""
-        rows = f" ({self.frozen_rows:,} rows frozen)" if self.frozen_rows else ""
-        return name, self.type, _shape(self.output_shape), count, self.status + rows + (f" (shared with {self.shared_with})" if self.shared_with else "")
+        notes = [f"{self.frozen_rows:,} rows frozen"] if self.frozen_rows else []
+        notes += [f"shared with {self.shared_with}"] if self.shared_with else []
+        if self.drifts:
+            notes.append("statistics move")
+        return name, self.type, _shape(self.output_shape), count, self.status + (f" ({', '.join(notes)})" if notes else "")
 
 
 @dataclass(slots=True)
@@ -112,7 +120,13 @@ class Summary:
 
     @classmethod
     def of(cls, tree: Layer, label: str, *, depth: int | None = None) -> Summary:
-        """Reads a summary off a tree, in one pass: linear in the number of layers."""
+        """Reads a summary off a tree, in one pass: linear in the number of layers.
+
+        Raises:
+            ArgumentError: If ``depth`` is no whole number from 0.
+        """
+        if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or depth < 0):
+            raise ArgumentError(f"depth={depth!r} is no depth.\n  It is a whole number from 0 (the model's own row), or None for all layers.")
         counted = _Count(tree)
         return cls(label, tuple(row for row in counted.rows if depth is None or row.depth <= depth), counted.totals)
 
@@ -203,9 +217,10 @@ class _Count:
             for child in layer.children:
                 counts.add(sums[child.path])
             sums[layer.path] = counts
-            status = _status(counts.statuses, held=layer.inference is not None and counts.buffers > 0)
-            shape, frozen_rows = layer.output_shape, sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
-            rows.append(Row(layer.path, depth, layer.type, layer.kind, shape, counts.parameters, counts.buffers, counts.nbytes, status, again, frozen_rows))
+            status = _status(counts.statuses, held=layer.inference is not None and (counts.buffers > 0 or layer.kind == "dropout"))
+            sums_of_row = counts.parameters, counts.buffers, counts.nbytes
+            own_state = layer.inference, _drifts(layer), _frozen_rows(layer)
+            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *own_state))
         self.rows = tuple(reversed(rows))
 
     def _own(self, layer: Layer) -> tuple[_Sums, str]:
@@ -262,6 +277,16 @@ def _with_depth(tree: Layer) -> Iterable[tuple[Layer, int]]:
         yield layer, depth
         if layer.children:
             pending.extend((child, depth + 1) for child in reversed(layer.children))
+
+
+def _frozen_rows(layer: Layer) -> int:
+    return sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
+
+
+def _drifts(layer: Layer) -> bool:
+    if layer.inference is not None or not layer.buffers or not layer.parameters:
+        return False
+    return all(parameter.status == "frozen" for parameter in layer.parameters) and any(buffer.role in {"mean", "variance"} for buffer in layer.buffers)
 
 
 def _status(flags: int, *, held: bool) -> LayerStatus:

@@ -34,6 +34,11 @@ KINDS = (
     "other",
 )
 
+# Roles of buffers that make no layer weighted: what a layer does not save tells nothing of what it has learned, and frameworks differ in what they keep so.
+UNSAVED = frozenset({"rng", "constant", "cache"})
+# Roles of buffers that no training step moves, so that nothing needs holding for them; a random state moves by design.
+STATELESS = frozenset({"rng", "constant"})
+
 
 # Not frozen=True: a tree of a large model has hundreds of thousands of these, and a frozen dataclass takes five times as long to make.
 @dataclass(slots=True, eq=False)
@@ -47,7 +52,8 @@ class Parameter:
         nbytes: Size in bytes; 0 where the framework can't tell.
         status: ``trainable``, ``frozen`` or ``buffer``.
         role: The field's name for what the array does in its layer: ``kernel``, ``bias``, ``scale``, ``embedding``, ``recurrent_kernel``;
-            for a buffer ``mean``, ``variance``, ``count``, ``rng``; otherwise the array's own name.
+            for a buffer ``mean``, ``variance``, ``count``, ``rng``, ``constant`` (a table of indices or a mask that is not saved with the model),
+            ``cache`` (another array that is not saved); otherwise the array's own name.
         array: The framework's own array or variable. It is compared by identity only, which is how shared parameters are found.
         untrainable: Why it can't be trained (``"int8 has no gradient"``), or empty.
         rows: The frozen rows of a trainable parameter, where some of its rows are frozen.
@@ -111,8 +117,8 @@ class Layer:
 
     @property
     def weighted(self) -> bool:
-        """Whether the layer itself owns a parameter or a buffer. A random-number state alone does not count: dropout has one in some frameworks only."""
-        return bool(self.parameters) or any(buffer.role != "rng" for buffer in self.buffers)
+        """Whether the layer itself owns a parameter or a buffer. A random-number state alone does not count, nor does what is not saved with the model."""
+        return bool(self.parameters) or any(buffer.role not in UNSAVED for buffer in self.buffers)
 
     def walk(self) -> Iterator[Layer]:
         """Yields this layer and everything below it, parents first, in the model's order."""

@@ -9,7 +9,7 @@ from ._backend import Request
 from ._resolve import resolve_parameters
 from ._rows import Rows
 from ._scene import Selection
-from ._tree import Inference, Layer, Parameter, State
+from ._tree import STATELESS, Inference, Layer, Parameter, State
 from .errors import ConflictError, NothingSelectedError, UntrainableError
 
 Held = Literal["norm", "all", "none"]
@@ -39,7 +39,7 @@ class Wish:
         layers = [layer for layer in self.nodes if layer.path in selection.layers]
         chosen = [parameter for layer in layers for parameter in layer.parameters]
         if params is not None:
-            chosen = resolve_parameters(params, chosen, self.label)
+            chosen = resolve_parameters(params, layers, self.label)
         if not frozen:
             chosen = self._trainable(chosen)
         self._asked |= {parameter.path: frozen if within is None else self._part(parameter, within(parameter), frozen=frozen) for parameter in chosen}
@@ -50,6 +50,8 @@ class Wish:
         self._held |= {layer.path: _how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
+            if not any(layer.weighted for layer in self.nodes):
+                raise NothingSelectedError(f"{self.label} has no parameters and no buffers, so there is nothing to freeze.\n  Is it the model that you meant?")
             raise NothingSelectedError(
                 f"The selector picks only layers without parameters or buffers of {self.label}.\n"
                 f"  picked: {', '.join(layer.path for layer in layers[:5])}\n"
@@ -150,5 +152,5 @@ def _how(layer: Layer, inference: Held) -> Inference | None:
     """How a picked layer is held: under ``"norm"`` only what keeps statistics or other state needs holding."""
     if inference == "all":
         return "all"
-    keeps_state = layer.hidden_state or any(buffer.role != "rng" for buffer in layer.buffers)
+    keeps_state = layer.hidden_state or any(buffer.role not in STATELESS for buffer in layer.buffers)
     return "norm" if inference == "norm" and keeps_state else None

@@ -14,11 +14,12 @@ import pluggy
 from ._backend import Applied, Backend, Request
 from ._rows import Rows
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
-from .errors import BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
+from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
 __all__ = [
     "KINDS",
     "Applied",
+    "ArgumentError",
     "Backend",
     "BackendError",
     "ExitStack",

@@ -21,6 +21,7 @@ from ._scene import Scene, Selection, any_match, components_match
 from ._tree import KINDS, Layer
 from .errors import SelectorError, near
 
+# Without ``type``: a star import must not hide Python's own.
 __all__ = [
     "Selector",
     "after",
@@ -33,7 +34,6 @@ __all__ = [
     "name",
     "nth",
     "regex",
-    "type",
     "upto",
     "where",
 ]
@@ -247,7 +247,8 @@ class _Kind(_Matching):
 
 class _TypeName(_Matching):
     def matches(self, layer: Layer) -> bool:
-        return layer.type == self.pattern
+        parents = () if layer.native is None else builtins.type(layer.native).__mro__
+        return layer.type == self.pattern or any(parent.__name__ == self.pattern for parent in parents)
 
     def hints(self, scene: Scene) -> tuple[str, ...]:
         return (near(self.pattern, {node.type for node in scene.nodes}),)
@@ -374,8 +375,7 @@ class _Placed(Selector):
     @property
     def text(self) -> str:
         def single(mark: Selector) -> str:
-            greedy = isinstance(mark, _Placed | _Regex) or (isinstance(mark, _Counted) and mark.word == "nth")
-            return f"({mark.text})" if _operator(mark) or greedy else mark.text
+            return f"({mark.text})" if _operator(mark) or _takes_commas(mark) else mark.text
 
         return f"{self.word}:{','.join(map(single, self.marks))}"
 
@@ -430,13 +430,15 @@ def between(start: object, stop: object) -> Selector:
 
 def name(exact: str) -> Selector:
     """Picks the layers with exactly this name, at any depth, or exactly this path. Nothing in it is a wildcard."""
-    return _Name("name", exact)
+    return _Name("name", _word("name", exact))
 
 
 def regex(pattern: str) -> Selector:
     """Picks the layers whose whole path matches a regular expression."""
+    if isinstance(pattern, re.Pattern):
+        raise SelectorError(f"regex() takes the expression as text.\n  Give regex({pattern.pattern!r}); flags go inside, as in '(?i)conv'.")
     try:
-        re.compile(pattern)
+        re.compile(_word("regex", pattern))
     except re.error as error:
         raise SelectorError(f"regex({pattern!r}) is no regular expression: {error}.") from error
     return _Regex("re", pattern)
@@ -444,16 +446,18 @@ def regex(pattern: str) -> Selector:
 
 def kind(word: str) -> Selector:
     """Picks layers by what they do, the same in every framework: ``kind("conv")``; a glob such as ``kind("*_norm")`` is allowed."""
-    return _Kind("kind", word)
+    return _Kind("kind", _word("kind", word))
 
 
 def type(wanted: str | builtins.type) -> Selector:
-    """Picks layers by the framework's own type: a class (subclasses count) or the exact name of one."""
-    return _Class(wanted) if isinstance(wanted, builtins.type) else _TypeName("type", wanted)
+    """Picks layers by the framework's own type: a class, or the name of one. Subclasses count."""
+    return _Class(wanted) if isinstance(wanted, builtins.type) else _TypeName("type", _word("type", wanted))
 
 
 def where(predicate: Callable[[Layer], bool]) -> Selector:
     """Picks the layers for which a function of the ``Layer`` is true, such as ``where(lambda layer: "attn" in layer.path)``."""
+    if not callable(predicate):
+        raise SelectorError(f"where({predicate!r}) has nothing to call.\n  where() takes a function of a Layer: where(lambda layer: layer.kind == 'conv').")
     return _Where(predicate)
 
 
@@ -511,6 +515,13 @@ class _Union(Selector):
     def __repr__(self) -> str:
         shown = ", ".join(repr(part) for part in self.parts[:4])
         return f"[{shown}{', …' if len(self.parts) > 4 else ''}]"
+
+
+def _takes_commas(mark: Selector) -> bool:
+    """Whether a comma behind the selector's text would be read as a part of it."""
+    if isinstance(mark, _AllBut):
+        return _takes_commas(mark.inner)
+    return isinstance(mark, _Placed | _Regex) or (isinstance(mark, _Counted) and mark.word == "nth")
 
 
 def _operator(part: Selector) -> str:
@@ -644,7 +655,19 @@ class _Reader:
 
 def _quoted(pattern: str) -> str:
     match = _TOKEN.fullmatch(pattern)
-    return pattern if match and match["word"] and not pattern[0].isspace() else json.dumps(pattern, ensure_ascii=False)
+    return pattern if match and match["word"] and pattern != "-" and not pattern[0].isspace() else json.dumps(pattern, ensure_ascii=False)
+
+
+def _word(function: str, word: object) -> str:
+    if isinstance(word, str) and word:
+        return word
+    if isinstance(word, builtins.type):
+        repair = f"a class goes into type(): type({word.__name__})"
+    elif function == "type":
+        repair = "one of the model's own layers is a selector itself: give it as layers="
+    else:
+        repair = {"kind": "such as kind('conv')", "name": "such as name('head')"}.get(function, "such as regex(r'block\\d+')")
+    raise SelectorError(f"{function}() takes a text, not {word!r}.\n  {repair}")
 
 
 def _count(word: str, n: int) -> int:

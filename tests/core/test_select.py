@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unifreeze import layers
@@ -136,6 +136,7 @@ _selectors = st.recursive(
 )
 
 
+@settings(max_examples=1000)
 @given(_selectors)
 def test_text_reads_back_as_the_same_selector(made: Selector) -> None:
     assert parse(made.text).text == made.text

@@ -43,6 +43,16 @@ class Pin:
         original = ours.__bases__[1] if _exactly_ours(ours) else ours
         return _remake, (make, tuple(original if argument is ours else argument for argument in arguments)), *rest
 
+    def __prepare_scriptable__(self) -> Any:
+        """Is asked by ``torch.jit.script``, which would compile the mode that was asked for and not the one that is held."""
+        if _HELD in self.__dict__:
+            raise BackendError(
+                f"{type(self).__name__} is held at inference behaviour, which TorchScript can't express.\n"
+                "  Script a copy that holds nothing: twin = copy.deepcopy(model); unfreeze(twin); torch.jit.script(twin.eval())."
+            )
+        prepare = getattr(super(), "__prepare_scriptable__", None)
+        return self if prepare is None else prepare()
+
 
 def _remake(make: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
     """Makes a module from its pickle; whether it is held stands in its state, which follows."""

@@ -100,7 +100,9 @@ def _layer(path: str, native: nn.Module, children: list[Layer] | None) -> Layer:
             kind,
             cls.__name__,
             tuple([_parameter(prefix + name, _role(kind, name), array) for name, array in parameters.items() if array is not None]),
-            tuple([_buffer(prefix + name, name, array) for name, array in buffers.items() if array is not None]) if buffers else (),
+            tuple([_buffer(prefix + name, _buffer_role(module, name, array), array) for name, array in buffers.items() if array is not None])
+            if buffers
+            else (),
             tuple(reversed(children)) if children else (),
             held(module),
             None,
@@ -123,8 +125,14 @@ def _parameter(path: str, role: str, array: torch.Tensor) -> Parameter:
     return Parameter(path, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable, frozen_rows(array) if array.requires_grad else None)
 
 
-def _buffer(path: str, name: str, array: torch.Tensor) -> Parameter:
-    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], array.nbytes, "buffer", _BUFFER_ROLES.get(name, name.rpartition(".")[2]), array)
+def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
+    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], array.nbytes, "buffer", role, array)
+
+
+def _buffer_role(module: nn.Module, name: str, array: torch.Tensor) -> str:
+    if name in _BUFFER_ROLES or name not in module._non_persistent_buffers_set:
+        return _BUFFER_ROLES.get(name, name.rpartition(".")[2])
+    return "cache" if array.is_floating_point() or array.is_complex() else "constant"
 
 
 @cache
