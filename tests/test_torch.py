@@ -400,7 +400,7 @@ def test_wrapping_does_not_change_paths() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-@torch._dynamo.config.patch(recompile_limit=2)
+@torch._dynamo.config.patch(recompile_limit=2)  # monkeypatch would delete it in the end, for all tests that follow
 def test_more_states_than_graphs_are_announced() -> None:
     model = torch.compile(KIT.reference(), backend="eager")
     for _ in range(3):

@@ -113,7 +113,7 @@ def frozen_before_wrapping() -> tuple[float, Values, Values]:
 
 
 def unfrozen_after_wrapping(given: str, by_hand: bool) -> tuple[str, float]:
-    """Tries, through the wrapper, what is in it, or a part of that; and goes on training."""
+    """Through the wrapper the call is refused; through what is in it, or a part of that, the wrapper's next training pass. Frozen again, it trains on."""
     model = network()
     if by_hand:
         model.stem.requires_grad_(False)
@@ -122,23 +122,45 @@ def unfrozen_after_wrapping(given: str, by_hand: bool) -> tuple[str, float]:
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **OPTIMIZER)
     train(ddp, optimizer, range(2))
-    said = refused(unfreeze, {"wrapper": ddp, "module": model, "part": model.stem}[given], layers=None if given == "part" else "stem")
+    if given == "wrapper":
+        said = refused(unfreeze, ddp, layers="stem")
+    else:
+        unfrozen = unfreeze(model, layers="stem") if given == "module" else unfreeze(model.stem)
+        said = refused_pass(ddp, unfrozen.attach(optimizer) if given == "module" else optimizer)
+        freeze(model, layers="stem")
     train(ddp, optimizer, range(2, 4))
     return said, spread(model)
 
 
-def undone_after_wrapping() -> tuple[str, float]:
+def refused_pass(ddp: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    before = values(ddp.module)
+    try:
+        train(ddp, optimizer, range(1))
+    except BackendError as error:
+        assert values(ddp.module) == before
+        return str(error)
+    raise AssertionError("nothing was raised")
+
+
+def undone_after_wrapping(given: str) -> tuple[str, float]:
     """``undo()`` unfreezes, too."""
     model = network()
-    freezing = freeze(model, layers="stem")
+    wrapped = nn.Sequential(model)
+    freezing = freeze(wrapped if given == "round it" else model, layers="0.stem" if given == "round it" else "stem")
     ddp = DistributedDataParallel(model)
+    if given == "round it":  # what was frozen holds the wrapper by now
+        wrapped[0] = ddp
     optimizer = freezing.optimizer(torch.optim.AdamW, **OPTIMIZER)
-    try:
-        freezing.undo()
+    if given == "round it":
         said = ""
-    except BackendError as error:
-        said = str(error)
-    freezing.attach(optimizer)
+        try:
+            freezing.undo()
+        except BackendError as error:
+            said = str(error)
+    else:
+        freezing.undo()
+        said = refused_pass(ddp, optimizer)
+        freeze(model, layers="stem")
     train(ddp, optimizer, range(3))
     return said, spread(model)
 
@@ -150,7 +172,6 @@ def unfrozen_and_wrapped_again() -> tuple[float, Values, Values]:
     train(model, optimizer, range(2))
     bare = model.module
     before = values(bare)
-    del model
     unfreeze(bare, layers="stem").attach(optimizer)
     model = DistributedDataParallel(bare)
     train(model, optimizer, range(2, 5))
@@ -184,7 +205,11 @@ def frozen_after_wrapping(given: str) -> tuple[str, float]:
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), **OPTIMIZER)
     train(ddp, optimizer, range(2))
-    said = refused(freeze, ddp if given == "wrapper" else model, layers="stem")
+    if given == "wrapper":
+        said = refused(freeze, ddp, layers="stem")
+    else:
+        with freeze(model, layers="stem"):
+            said = refused_pass(ddp, optimizer)
     train(ddp, optimizer, range(2, 4))
     return said, spread(model)
 

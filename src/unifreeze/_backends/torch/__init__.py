@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import cast
+from weakref import ref
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from .fingerprint import fingerprint
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
+from .stray import watch_wrappers_left_behind, watch_wrappers_outside
 from .tree import read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
@@ -32,14 +34,16 @@ class TorchBackend(Backend):
         """Sets ``requires_grad``, drops the gradients of what is frozen, and holds modules at inference behaviour."""
         root = cast(nn.Module, model)
         freezing, thawing, skipped = _flags(request)
-        refuse_what_ddp_cannot_follow([p for p in freezing if p.status == "trainable"], thawing)
+        changing = [p for p in freezing if p.status == "trainable"]
+        refuse_what_ddp_cannot_follow(root, changing, thawing)
         with ExitStack() as stack:
             _set_flags(freezing, thawing, stack)
             keep_rows(request, stack)
             hold_layers(request, stack)
+            watch_wrappers_outside(root, changing + thawing, stack)
             warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            return Applied(model, undo=_undo(freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
+            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
 
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
@@ -81,14 +85,19 @@ def _flags(request: Request) -> tuple[list[Parameter], list[Parameter], dict[str
     return list(freezing.values()), list(thawing.values()), skipped
 
 
-def _undo(frozen: list[Parameter], thawed: list[Parameter], restoring: ExitStack) -> Callable[[], None]:
+def _undo(root: ref[nn.Module], frozen: list[Parameter], thawed: list[Parameter], restoring: ExitStack) -> Callable[[], None]:
     """What restores, after a look at wrappers that have been put round the model since: to undo a freeze is to unfreeze."""
     were_trainable = [parameter for parameter in frozen if parameter.status == "trainable"]
 
     def undo() -> None:
+        model = root()
         freezing = [parameter for parameter in thawed if cast(torch.Tensor, parameter.array).requires_grad]
-        refuse_what_ddp_cannot_follow(freezing, [p for p in were_trainable if not cast(torch.Tensor, p.array).requires_grad])
+        thawing = [parameter for parameter in were_trainable if not cast(torch.Tensor, parameter.array).requires_grad]
+        if model is not None:
+            refuse_what_ddp_cannot_follow(model, freezing, thawing)
         restoring.close()
+        if model is not None:
+            watch_wrappers_left_behind(model, freezing + thawing)
 
     return undo
 

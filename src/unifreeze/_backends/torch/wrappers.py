@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import warnings
 from collections.abc import Collection, Hashable
@@ -31,15 +30,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def refuse_what_ddp_cannot_follow(freezing: Collection[Parameter], thawing: Collection[Parameter]) -> None:
+def refuse_what_ddp_cannot_follow(model: nn.Module, freezing: Collection[Parameter], thawing: Collection[Parameter]) -> None:
     """Raises where DistributedDataParallel, which looks at the flags once, when it wraps, would train wrongly or fail later."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and (freezing or thawing)):
         return
-    concerned = {id(parameter.array) for parameter in (*freezing, *thawing)}
-    if any(concerned & _wrapped(wrapper) for wrapper in _alive()):
-        gc.collect()  # a wrapper that was let go is no concern of anyone's
-    for wrapper in _alive():
-        own = _wrapped(wrapper)
+    for wrapper in [module for module in model.modules() if isinstance(module, DistributedDataParallel)]:
+        own = {id(array) for array in wrapper._module_parameters}
         if not wrapper.find_unused_parameters or wrapper.static_graph:
             _refuse(
                 "Freezing after DistributedDataParallel has wrapped the model makes it wait for gradients that never come.",
@@ -47,25 +43,15 @@ def refuse_what_ddp_cannot_follow(freezing: Collection[Parameter], thawing: Coll
                 "Freeze first and wrap then, or wrap with find_unused_parameters=True and without static_graph.",
             )
         late = [parameter for parameter in thawing if id(parameter.array) in own]
-        known = _reduced(wrapper) if late else set()
+        known = reduced(wrapper) if late else set()
         _refuse(
             "Unfreezing after DistributedDataParallel has wrapped the model lets the ranks drift apart: gradients of what was frozen then are not averaged.",
             [parameter.path for parameter in late if id(parameter.array) not in known],
-            "Let the wrapper go, unfreeze the bare model and wrap it again: bare = model.module; del model; unfreeze(bare, …); model = "
-            "DistributedDataParallel(bare, …). Or wrap while everything is trainable, with find_unused_parameters=True, and freeze then.",
+            "Unfreeze the bare model and wrap it again: unfreeze(model.module, …); DistributedDataParallel(model.module, …).",
         )
 
 
-def _alive() -> list[DistributedDataParallel]:
-    """Every wrapper there is: a part of a model, or ``ddp.module``, does not know what is round it. Takes about as long as a walk over all objects."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
-
-
-def _wrapped(wrapper: DistributedDataParallel) -> set[int]:
-    return {id(array) for array in wrapper.__dict__.get("_module_parameters", ())}
-
-
-def _reduced(wrapper: DistributedDataParallel) -> set[int]:
+def reduced(wrapper: DistributedDataParallel) -> set[int]:
     """The identities of the parameters whose gradients are averaged. Only the buckets tell, at the price of arrays as large as the gradients for a moment."""
     return {id(array) for bucket in wrapper.reducer._get_zeros_like_grad_buckets() for array in bucket.parameters()}
 
