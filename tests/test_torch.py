@@ -400,14 +400,15 @@ def test_wrapping_does_not_change_paths() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-@torch._dynamo.config.patch(recompile_limit=2)  # monkeypatch would delete it in the end, for all tests that follow
 def test_more_states_than_graphs_are_announced() -> None:
     model = torch.compile(KIT.reference(), backend="eager")
-    for _ in range(3):
-        freeze(model, layers="stem").undo()
-        freeze(model, layers="head").undo()
-    with pytest.warns(UnifreezeWarning, match="recompile_limit = 4"):
-        freeze(model, layers="body")
+    # Not monkeypatch, which leaves an entry of torch's configuration hidden when it undoes.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(3):
+            freeze(model, layers="stem").undo()
+            freeze(model, layers="head").undo()
+        with pytest.warns(UnifreezeWarning, match="recompile_limit = 4"):
+            freeze(model, layers="body")
 
 
 def test_export_and_fx_see_a_held_layer_as_at_inference() -> None:
