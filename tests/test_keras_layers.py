@@ -231,7 +231,7 @@ def test_quantised(mode: str) -> None:
     part = L.Dense(4, name="part")
     model = around(part, ROW)
     part.quantize(mode)
-    compiled(model)
+    model.compile("sgd", "mse")
     before = flags(model)
     freezing = freeze(model, layers=part)
     weights = look(part.weights)
