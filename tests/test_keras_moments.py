@@ -156,6 +156,7 @@ def test_a_loop_of_fits_loses_no_weight() -> None:
         assert moved_layers(model, lambda: model.fit(X, Y, verbose=0)) == {"a", "b", "c"} - set(names)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras refuses steps_per_execution on torch")
 def test_steps_in_one_call_obey_too() -> None:
     model = dense("a", "b", "c")
     model.compile(keras.optimizers.Adam(0.01), "mse", steps_per_execution=2)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+from keras.src.ops.function import make_node_key
 
 from unifreeze.plugin import BackendError
 
@@ -17,12 +18,14 @@ from .optimizer import Bank, retarget
 def trainers(model: Any, natives: Iterable[Any]) -> list[Any]:
     """The models whose training or compiled functions the layers take part in: those inside the tree, and live ones around it.
 
-    A layer does not know the models that use it. Where the given model has become a part of another one, the living objects are searched for it, which
-    takes a tenth of a second; a model that is trained itself and was never called as a layer costs nothing.
+    A layer does not know the models that use it. Where the given model has become a part of another one, or one of its layers was called in another one,
+    the living objects are searched for it, which takes a tenth of a second; a model that is trained itself and was never called as a layer costs nothing.
     """
     inside = {id(native): native for native in natives}
     found = [native for native in inside.values() if isinstance(native, keras.Model)]
-    others = [other for other in _living_models() if id(other) not in inside and _in_use(other)] if _may_be_a_part(model) else []
+    others = (
+        [other for other in _living_models() if id(other) not in inside and _in_use(other)] if _may_be_a_part(model) or _shared(found, inside.values()) else []
+    )
     return found + [other for other in others if not inside.keys().isdisjoint(map(id, other._flatten_layers()))]
 
 
@@ -31,6 +34,13 @@ def _may_be_a_part(model: Any) -> bool:
         return True
     extended = any(tensor._keras_history.operation._outbound_nodes for tensor in getattr(model, "_outputs", ()))
     return extended or (model._called and getattr(model, "train_function", None) is None)
+
+
+def _shared(models: Sequence[Any], natives: Iterable[Any]) -> bool:
+    """Whether any layer was called in a graph that is none of these models'."""
+    graphs = [graph for graph in (getattr(model, "_functional", model) for model in models) if hasattr(graph, "_nodes")]
+    known = {key for graph in graphs for key in graph._nodes}
+    return bool(graphs) and any(make_node_key(native, place) not in known for native in natives for place in range(len(native._inbound_nodes)))
 
 
 def _living_models() -> list[Any]:
