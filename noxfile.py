@@ -167,6 +167,14 @@ def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -
 
 
 @nox.session(python=PYTHON)
+@nox.parametrize("backend", [name for name in BACKENDS if name.startswith("keras-")], ids=[name for name in BACKENDS if name.startswith("keras-")])
+def bench_keras(session: nox.Session, backend: str) -> None:
+    """What freezing costs in Keras, against flags set by hand before ``compile``: steps, toggles, summaries."""
+    _install(session, ".", group=f"test-{backend}")
+    session.run("python", "benchmarks/keras_cost.py", env=_environment(backend))
+
+
+@nox.session(python=PYTHON)
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def traps(session: nox.Session, backend: str) -> None:
     """How far "frozen" weights move when frozen by the framework's own usual means, and with unifreeze."""

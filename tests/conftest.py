@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,22 @@ pytest_plugins = ["pytester"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", help="write the outcome of each conformance check to this file")
+
+
+# A file for one of Keras's backends alone. In the sessions of the others it is no part of the tests, and the header says so.
+_NEEDS_JAX = "test_keras_distribution.py"
+
+
+def _left_out() -> bool:
+    return os.environ.get("KERAS_BACKEND") != "jax"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if collection_path.name == _NEEDS_JAX and _left_out() else None
+
+
+def pytest_report_header() -> list[str]:
+    return [f"not collected: {_NEEDS_JAX}, which is for KERAS_BACKEND=jax alone"] if "KERAS_BACKEND" in os.environ and _left_out() else []
 
 
 def pytest_configure(config: pytest.Config) -> None:

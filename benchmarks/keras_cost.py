@@ -1,0 +1,130 @@
+"""What freezing costs in Keras: ``KERAS_BACKEND=jax python benchmarks/keras_cost.py``, or ``nox -s "bench_keras(keras-jax)"``.
+
+Everything that is compared takes turns in one process. A step is one ``train_on_batch``, after the functions are compiled; the figure is the median of the
+turns, and the best one in brackets.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from unifreeze import freeze, summary
+from unifreeze.select import last
+
+TURNS = 40
+DRAW = np.random.default_rng(0)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def in_turns(calls: dict[str, Callable[[], object]], turns: int, warm: int = 3) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm + turns):
+        for name, call in calls.items():
+            taken = seconds(call)
+            if turn >= warm:
+                times[name].append(taken * 1e3)
+    return times
+
+
+def shown(times: list[float]) -> str:
+    return f"{statistics.median(times):8.2f} ms ({min(times):.2f})"
+
+
+def convnet():
+    """Nine tenths of it the part that gets frozen."""
+    layers = keras.layers
+    rows = []
+    for width in (16, 32, 32):
+        rows += [layers.Conv2D(width, 3, padding="same", use_bias=False), layers.BatchNormalization(), layers.ReLU()]
+    return keras.Sequential([keras.Input((32, 32, 3)), *rows, layers.GlobalAveragePooling2D(), layers.Dense(10, name="head")])
+
+
+def steps() -> None:
+    images, labels = DRAW.normal(size=(32, 32, 32, 3)).astype("float32"), DRAW.integers(0, 10, 32)
+    full, ours, late, hand = (convnet() for _ in range(4))
+    freeze(ours, layers=~last(1))
+    for layer in hand.layers[:-1]:
+        layer.trainable = False
+    for model in (full, ours, late, hand):
+        model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    late.train_on_batch(images, labels)
+    freeze(late, layers=~last(1))
+    models = {"full": full, "by hand, before compile": hand, "freeze, before compile": ours, "freeze, after steps": late}
+    times = in_turns({name: lambda model=model: model.train_on_batch(images, labels) for name, model in models.items()}, TURNS)
+    best = statistics.median(times["by hand, before compile"])
+    print("a step of a small convolutional network, all but its head frozen:")
+    for name, taken in times.items():
+        print(f"  {name:24} {shown(taken)}   {statistics.median(taken) / best:.2f} × by hand")
+
+
+def gan() -> None:
+    layers, noise, ones = keras.layers, DRAW.normal(size=(32, 16)).astype("float32"), np.ones((32, 1), "float32")
+    generator = keras.Sequential([keras.Input((16,)), layers.Dense(64, activation="relu"), layers.Dense(64)])
+    discriminator = keras.Sequential([keras.Input((64,)), layers.Dense(64, activation="relu"), layers.Dense(1)])
+    inputs = keras.Input((16,))
+    combined = keras.Model(inputs, discriminator(generator(inputs)))
+    combined.compile("adam", "mse")
+
+    def toggled() -> None:
+        with freeze(combined, layers=discriminator):
+            combined.train_on_batch(noise, ones)
+
+    plain = statistics.median(in_turns({"": lambda: combined.train_on_batch(noise, ones)}, TURNS)[""])
+    with freeze(combined, layers=discriminator):
+        step = statistics.median(in_turns({"": lambda: combined.train_on_batch(noise, ones)}, TURNS)[""])
+    whole = statistics.median(in_turns({"": toggled}, TURNS)[""])
+    print(f"GAN: a step with the discriminator frozen {step:.2f} ms (all trainable {plain:.2f} ms); with freeze and undo round it {whole:.2f} ms:")
+    print(f"  {(whole - step) / 2:.2f} ms a toggle")
+
+
+def large() -> None:
+    model = keras.applications.EfficientNetB7(weights=None, input_shape=(64, 64, 3), classes=10)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    freezing = []
+
+    def by_hand() -> None:
+        for layer in model.layers[:-1]:
+            layer.trainable = False
+        for layer in model.layers[:-1]:
+            layer.trainable = True
+
+    calls = {
+        "freeze, all but the last": lambda: freezing.append(freeze(model, layers=~last(1))),
+        "undo": lambda: freezing.pop().undo(),
+        "flags by hand, both ways": by_hand,
+    }
+    size = model.count_params() * 4 / 1e6
+    print(f"EfficientNetB7, {len(list(model._flatten_layers())):,} layers, compiled, {size:.0f} MB (goal: 100 ms a toggle, without retracing):")
+    for name, taken in in_turns(calls, 7, warm=1).items():
+        print(f"  {name:24} {shown(taken)}")
+    views = {
+        "summary(model)": lambda: summary(model),
+        "str(summary(model))": lambda: str(summary(model)),
+        "model.summary()": lambda: model.summary(print_fn=lambda _: None),
+    }
+    print("its summary (goal: 50 ms):")
+    for name, taken in in_turns(views, 3, warm=1).items():
+        print(f"  {name:24} {shown(taken)}")
+
+
+def main() -> None:
+    print(f"Keras {keras.__version__} on {keras.backend.backend()}; median of the turns (the best)\n")
+    steps()
+    gan()
+    large()
+
+
+if __name__ == "__main__":
+    main()
