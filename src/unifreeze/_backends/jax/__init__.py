@@ -106,7 +106,7 @@ def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
     return Parameter(path, array.shape, dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), array, untrainable)
 
 
-class Shape(jax.ShapeDtypeStruct):  # type: ignore[misc]
+class Shape(jax.ShapeDtypeStruct):
     """The shape of one array: where the same object stands twice, it is the array that is shared. A user's own shape may stand for any number of arrays."""
 
     __slots__ = ()
