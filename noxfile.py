@@ -175,6 +175,13 @@ def bench_keras(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=PYTHON)
+def bench_jax(session: nox.Session) -> None:
+    """Freezing and summarising 7 and 405 billion abstract parameters and 100,000 arrays, beside clu and linen's tabulate."""
+    _install(session, ".", group="bench-jax")
+    session.run("python", "benchmarks/jax_scale.py", env=ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def traps(session: nox.Session, backend: str) -> None:
     """How far "frozen" weights move when frozen by the framework's own usual means, and with unifreeze."""

@@ -542,12 +542,11 @@ def test_every_bit_counts_in_a_fingerprint(dtype: Any) -> None:
     clean = np.asarray(jnp.asarray([0.0, 1.0, 2.0], dtype))
     other = clean.copy()
     other.view(np.uint8)[-1] ^= 0x80
-    tree = {"a": {"kernel": jnp.asarray(clean)}}
-    proof = freeze(tree, inference="all")
-    proof.verify({"a": {"kernel": jnp.asarray(clean)}})
-    if proof._fingerprints:
-        with pytest.raises(AssertionError, match="a.kernel"):
-            proof.verify({"a": {"kernel": jnp.asarray(other)}})
+    beside = {"bias": jnp.ones(3)}  # a tree of integers alone is no model
+    proof = freeze({"a": {"kernel": jnp.asarray(clean), **beside}}, inference="all")
+    assert proof.verify({"a": {"kernel": jnp.asarray(clean), **beside}}).arrays == ("a.kernel", "a.bias")
+    with pytest.raises(AssertionError, match="a.kernel"):
+        proof.verify({"a": {"kernel": jnp.asarray(other), **beside}})
 
 
 # What an optimizer knows goes on.

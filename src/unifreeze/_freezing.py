@@ -200,6 +200,12 @@ class Freezing:
             raise AttributeError(f"a Freezing of {self._label} has no {name!r}.\n  it has: {', '.join(dir(self))}\n  {near(name, dir(self))}".rstrip())
         raise AttributeError(name)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Freezing:
+        """A freezing beside its model (a pytree) is immutable, so a copied train state may share it; a model that is changed in place has but one."""
+        if not self._backend.in_place:
+            return self
+        raise ArgumentError(f"A Freezing of {self._label} belongs to that very model and can't be copied with it.\n  Freeze the copy: freeze(copied_model, …).")
+
     def __dir__(self) -> list[str]:
         own = ["changed", "frozen", "held", "layers", "model", "remember", "rows", "skipped", "summary", "trainable", "undo", "verify"]
         return sorted({*own, *(name for name in dir(self._tools) if not name.startswith("_") and self._tools is not None)})
