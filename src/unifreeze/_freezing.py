@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -186,6 +187,14 @@ class Freezing:
     def __copy__(self) -> Self:
         return self
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """A copied train state shares the Freezing of a pytree, which is immutable and kept by identity; a copied model gets its own."""
+        if not self._backend.in_place:
+            return self
+        memo[id(self)] = made = object.__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, also of a model that keeps its Freezing. How to undo belongs to the arrays and flags that were changed, so it stays here."""
         return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing}
@@ -199,12 +208,6 @@ class Freezing:
                 return getattr(self._tools, name)
             raise AttributeError(f"a Freezing of {self._label} has no {name!r}.\n  it has: {', '.join(dir(self))}\n  {near(name, dir(self))}".rstrip())
         raise AttributeError(name)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Freezing:
-        """A freezing beside its model (a pytree) is immutable, so a copied train state may share it; a model that is changed in place has but one."""
-        if not self._backend.in_place:
-            return self
-        raise ArgumentError(f"A Freezing of {self._label} belongs to that very model and can't be copied with it.\n  Freeze the copy: freeze(copied_model, …).")
 
     def __dir__(self) -> list[str]:
         own = ["changed", "frozen", "held", "layers", "model", "remember", "rows", "skipped", "summary", "trainable", "undo", "verify"]
