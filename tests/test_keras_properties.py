@@ -148,7 +148,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=QUIET, database=None)
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=QUIET, database=None)
 @given(stories())
 def test_random_stories_step_by_step(story: Any) -> None:
     play(*story, eager=True)
