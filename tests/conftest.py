@@ -24,12 +24,15 @@ def _left_out() -> bool:
     return os.environ.get("KERAS_BACKEND") != "jax"
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    return True if collection_path.name == _NEEDS_JAX and _left_out() else None
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    away = [item for item in items if item.path.name == _NEEDS_JAX and _left_out()]
+    if away:
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if item not in away]
 
 
 def pytest_report_header() -> list[str]:
-    return [f"not collected: {_NEEDS_JAX}, which is for KERAS_BACKEND=jax alone"] if "KERAS_BACKEND" in os.environ and _left_out() else []
+    return [f"deselected: {_NEEDS_JAX}, which is for KERAS_BACKEND=jax alone"] if "KERAS_BACKEND" in os.environ and _left_out() else []
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -173,13 +173,15 @@ def test_other_models_that_are_trained_are_watched_too() -> None:
 
 
 class ByHand(keras.callbacks.Callback):
-    def __init__(self, event: str, names: str) -> None:
+    """Sets flags of layers that it knows by itself: ``self.model`` would bring JAX's values back before."""
+
+    def __init__(self, event: str, on: Any, off: Any) -> None:
         super().__init__()
 
         def swap(*_: object, **__: object) -> None:
             if not self.done:
                 self.done = True
-                self.model.get_layer(names[0]).trainable, self.model.get_layer(names[1]).trainable = True, False
+                on.trainable, off.trainable = True, False
 
         self.done = False
         setattr(self, event, swap)
@@ -194,7 +196,7 @@ def test_flags_set_by_hand_in_a_callback_mix_up_no_values(event: str) -> None:
     freeze(model, layers="a")
     WAYS["fit"](model)
     start = now(model)
-    said(lambda: model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[ByHand(event, "ab")]))
+    said(lambda: model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[ByHand(event, *model.layers[:2])]))
     assert not moved(start, model)
     model.optimizer.learning_rate = 0.01
     said(lambda: WAYS["fit"](model))
