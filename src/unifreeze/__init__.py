@@ -8,12 +8,15 @@ if TYPE_CHECKING:
     from ._api import apply, freeze, layers, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
+    from ._port import Correspondence, Ported, correspond, port
     from ._recipe import Recipe, Step
     from ._summary import Summary
     from .errors import UnifreezeError, UnifreezeWarning
 
 __all__ = [
+    "Correspondence",
     "Freezing",
+    "Ported",
     "Proof",
     "Recipe",
     "Step",
@@ -22,9 +25,11 @@ __all__ = [
     "UnifreezeWarning",
     "apply",
     "backends",
+    "correspond",
     "errors",
     "freeze",
     "layers",
+    "port",
     "select",
     "summary",
     "unfreeze",
@@ -32,6 +37,7 @@ __all__ = [
 
 _ROOMS = {"_api": ("apply", "freeze", "layers", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
     "_recipe": ("Recipe", "Step"),
+    "_port": ("Correspondence", "Ported", "correspond", "port"),
     "_summary": ("Summary",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }

@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._graph import Traced
 from ._tree import Layer, State
+from .errors import BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,18 @@ class Backend(ABC):
         import hashlib
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None) -> Traced:  # noqa: ARG002 - for those who override it
+        """Traces the model's weighted dataflow, for ``unifreeze.correspond``. Optional; nothing else needs it.
+
+        Args:
+            model: The model.
+            shape: The shape of its input, channels last, or ``None`` where the caller does not know it.
+
+        Raises:
+            BackendError: If the model has an operation that can't be traced; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend can't trace the dataflow of a {type(model).__name__}, so it knows no correspondence.")
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

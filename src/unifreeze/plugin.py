@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pluggy
 
 from ._backend import Applied, Backend, Request
+from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -21,17 +22,25 @@ __all__ = [
     "Backend",
     "BackendError",
     "ExitStack",
+    "Graph",
     "Inference",
     "Layer",
     "Parameter",
     "Request",
+    "Source",
+    "Sources",
     "State",
     "Status",
+    "Traced",
     "UnbuiltModelError",
     "UnifreezeError",
     "UnifreezeWarning",
+    "Unit",
+    "Weight",
+    "concatenated",
     "hookimpl",
     "hookspec",
+    "merged",
     "natural",
     "role",
 ]
