@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, Traced, hookimpl
 
-from . import training, tree
+from . import graph, training, tree
 from .flags import Setter
 from .optimizer import Bank, retarget
 
@@ -63,6 +63,10 @@ class KerasBackend(Backend):
             stack.callback(training.pause, models)
             training.settle(models, bank, changed=setter.changed)
             return Applied(model, stack.pop_all().close, KerasTools(model))
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None) -> Traced:
+        """Traces the weighted dataflow in inference."""
+        return graph.trace(model, self.layers(model), shape)
 
     def fingerprint(self, array: Any) -> Hashable:
         """Hashes the bytes of a variable, or of a wrapped torch module's buffer."""

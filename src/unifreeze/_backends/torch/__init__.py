@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Traced, hookimpl
 
+from . import graph
 from .fingerprint import fingerprint
 from .holding import hold_layers
 from .optimizer import Tools
@@ -36,6 +37,10 @@ class TorchBackend(Backend):
             hold_layers(request, stack)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
             return Applied(model, undo=stack.pop_all().close, tools=Tools(root), skipped=skipped)
+
+    def graph(self, model: object, shape: tuple[int, ...] | None) -> Traced:
+        """Traces the weighted dataflow in inference."""
+        return graph.trace(cast(nn.Module, model), self.layers(model), shape)
 
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
