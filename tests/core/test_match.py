@@ -111,9 +111,26 @@ def test_another_head_is_said():
     assert match(chain(4, 8, 8, 1000), chain(4, 8, 8)).head == ((2,), ())
 
 
+def test_a_last_layer_that_others_bypass_is_no_head():
+    def net(width):
+        units = (Unit("a", "dense", (4, 4), INPUT), Unit("b", "dense", (4, width), from_(0)))
+        return Graph(units, (merged("+", from_(0), from_(1)),))
+
+    assert match(net(4), net(1)).certificate == "prefix"
+
+
 def test_a_deeper_model_is_a_prefix():
     found = match(chain(4, 8, 6, 5, 3, 9, 2, 2), chain(4, 8, 6, 7, 3, 9, 2, 2))
     assert (found.certificate, found.pairs, found.divergence) == ("prefix", ((0, 0), (1, 1)), (2, 2))
+
+
+def test_a_layer_applied_twice_is_not_two_layers():
+    def net(*paths):
+        units = (Unit(path, "dense", (4, 4), from_(i - 1), {"kernel": Weight(path, (), (), (4, 4))}) for i, path in enumerate(paths))
+        return Graph(tuple(units), (from_(len(paths) - 1),))
+
+    assert match(net("a", "b", "a", "b"), net("x", "y", "x", "y")).certificate == "exact"
+    assert match(net("a", "b", "a", "b"), net("x", "y", "y", "x")).certificate != "exact"
 
 
 def test_nothing_in_common_is_said():

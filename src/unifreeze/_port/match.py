@@ -103,8 +103,9 @@ def _equal(source: Graph, target: Graph, pairs: dict[int, int]) -> bool:
 
 def _shares(graph: Graph, order: Iterable[int]) -> list[int]:
     """For each unit in this order, the number of the first that has its weights."""
-    first: dict[str, int] = {}
-    return [first.setdefault(f"{graph.units[place].layer}/{graph.units[place].kind}", number) for number, place in enumerate(order)]
+    first: dict[Hashable, int] = {}
+    arrays = (frozenset(weight.path for weight in graph.units[place].weights.values()) for place in order)
+    return [first.setdefault(paths or number, number) for number, paths in enumerate(arrays)]
 
 
 def refine(source: Graph, target: Graph, given: tuple[Colours, Colours] | None = None) -> tuple[Colours, Colours]:

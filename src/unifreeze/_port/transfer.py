@@ -30,7 +30,9 @@ def transfer(source: Traced, target: Traced, match: Match) -> Any:
         _refuse_homeless(ours, theirs, found)
         for role, weight in theirs.weights.items():
             value = found[role] if role in found else _neutral(ours, theirs, role, found)
-            new[weight.path] = weight.own(value, shapes[weight.path])
+            array = weight.own(value, shapes[weight.path])
+            if (new.setdefault(weight.path, array) != array).any():
+                raise CorrespondenceError(f"{weight.path} is used twice, and {ours.layer} would give it other values there.\n  Nothing was carried over.")
     return target.write(new)
 
 
