@@ -175,6 +175,16 @@ def test_a_bias_without_a_place_is_refused_and_nothing_is_written():
     assert all(map(torch.equal, before, theirs.state_dict().values()))
 
 
+def test_a_bias_before_a_norm_is_carried_by_its_mean():
+    image = keras.Input((9, 9, 3))
+    ours = randomised(keras.Model(image, L.BatchNormalization(epsilon=1e-5)(L.Conv2D(4, 3)(image))))
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    correspond(ours, theirs).transfer()
+    with torch.no_grad():
+        got = theirs.eval()(torch.from_numpy(X).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(got - np.asarray(ours(X, training=False))).max() < 1e-5
+
+
 def test_a_shared_norm_that_would_need_two_means_is_refused():
     image = keras.Input((9, 9, 3))
     norm, x = L.BatchNormalization(epsilon=1e-5), image
