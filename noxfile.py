@@ -96,6 +96,13 @@ def _environment(backend: str) -> dict[str, str]:
 
 
 @nox.session(python=PYTHON)
+def port(session: nox.Session) -> None:
+    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process."""
+    _install(session, ".", group="port")
+    session.run("pytest", "tests/port", *session.posargs, env=_environment("keras-jax"))
+
+
+@nox.session(python=PYTHON)
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def deep(session: nox.Session, backend: str) -> None:
     """The long sweeps of one backend, of which ``tests`` runs a slice."""

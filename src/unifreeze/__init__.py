@@ -8,13 +8,16 @@ if TYPE_CHECKING:
     from ._api import apply, freeze, layers, record, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
+    from ._port import Correspondence, Ported, correspond, port
     from ._recipe import Recipe, Step
     from ._record import Record
     from ._summary import Summary
     from .errors import UnifreezeError, UnifreezeWarning
 
 __all__ = [
+    "Correspondence",
     "Freezing",
+    "Ported",
     "Proof",
     "Recipe",
     "Record",
@@ -24,9 +27,11 @@ __all__ = [
     "UnifreezeWarning",
     "apply",
     "backends",
+    "correspond",
     "errors",
     "freeze",
     "layers",
+    "port",
     "record",
     "select",
     "summary",
@@ -36,6 +41,7 @@ __all__ = [
 _ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
     "_recipe": ("Recipe", "Step"),
     "_record": ("Record",),
+    "_port": ("Correspondence", "Ported", "correspond", "port"),
     "_summary": ("Summary",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }

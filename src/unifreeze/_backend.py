@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._graph import Traced
 from ._rows import Rows
 from ._tree import Layer, State
 from .errors import BackendError
@@ -113,6 +114,18 @@ class Backend(ABC):
     def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:  # noqa: ARG002 - for those who need it
         """What a record shall keep beside statuses, by parameter path: numbers and texts that training needs and a saved model loses. None by default."""
         return {}
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None) -> Traced:  # noqa: ARG002 - for those who override it
+        """Traces the model's weighted dataflow, for ``unifreeze.correspond``. Optional; nothing else needs it.
+
+        Args:
+            model: The model.
+            shape: The shape of its input, channels last, or ``None`` where the caller does not know it.
+
+        Raises:
+            BackendError: If the model has an operation that can't be traced; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend can't trace the dataflow of a {type(model).__name__}, so it knows no correspondence.")
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

@@ -48,6 +48,10 @@ class FrozenMovedError(UnifreezeError, AssertionError):
     """Something that was promised to stay still has moved."""
 
 
+class CorrespondenceError(UnifreezeError, ValueError):
+    """Two models of which nothing, or not enough, is the same; or a freeze that can't be carried from one to the other."""
+
+
 class BackendError(UnifreezeError, RuntimeError):
     """A backend that is missing, broken, or asked for something that its framework can't do."""
 

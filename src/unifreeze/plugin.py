@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pluggy
 
 from ._backend import Applied, Backend, Request
+from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._rows import Rows
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
@@ -23,18 +24,26 @@ __all__ = [
     "Backend",
     "BackendError",
     "ExitStack",
+    "Graph",
     "Inference",
     "Layer",
     "Parameter",
     "Request",
     "Rows",
+    "Source",
+    "Sources",
     "State",
     "Status",
+    "Traced",
     "UnbuiltModelError",
     "UnifreezeError",
     "UnifreezeWarning",
+    "Unit",
+    "Weight",
+    "concatenated",
     "hookimpl",
     "hookspec",
+    "merged",
     "natural",
     "role",
 ]

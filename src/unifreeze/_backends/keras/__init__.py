@@ -16,9 +16,9 @@ from typing import Any
 
 import keras
 
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, Traced, hookimpl
 
-from . import drift, figures, resume, training, tree
+from . import drift, figures, graph, resume, training, tree
 from .fingerprint import fingerprint
 from .flags import Setter
 from .optimizer import Bank, retarget
@@ -86,6 +86,10 @@ class KerasBackend(Backend):
     def remarks(self, tree: Layer) -> tuple[str, ...]:
         """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""
         return figures.compared(tree)
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None) -> Traced:
+        """Traces the weighted dataflow in inference."""
+        return graph.trace(model, self.layers(model), shape)
 
     def fingerprint(self, array: Any) -> Hashable:
         """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""

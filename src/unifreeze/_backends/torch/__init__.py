@@ -9,8 +9,9 @@ from weakref import ref
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, Traced, hookimpl
 
+from . import graph
 from .checkpointing import warn_of_dead_gradients, without_gradient
 from .fingerprint import fingerprint
 from .holding import hold_layers
@@ -48,6 +49,10 @@ class TorchBackend(Backend):
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
         return without_gradient(read(cast(nn.Module, model)))
+
+    def graph(self, model: object, shape: tuple[int, ...] | None) -> Traced:
+        """Traces the weighted dataflow in inference."""
+        return graph.trace(cast(nn.Module, model), self.layers(model), shape)
 
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""

@@ -1,0 +1,127 @@
+"""The Correspondence: pairs of layers, a certificate, and the proof by weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unifreeze._graph import Traced
+from unifreeze._manager import backend_of
+from unifreeze._tree import Layer
+from unifreeze.errors import ArgumentError, CorrespondenceError
+
+from . import transfer as carrying
+from .match import Match, match
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Correspondence:
+    """Which layer of one model is which layer of another.
+
+    Attributes:
+        certificate: ``exact`` (the weighted graphs are equal, which has been checked edge by edge), ``exact up to the head`` (equal without the last
+            dense layers), or ``prefix`` (equal from the input up to a first divergence).
+        pairs: The paths of the layers that are the same, in the order of the source's computation.
+        interchangeable: Groups of the source's layers that no graph can tell apart; their pairs are one choice of several.
+        divergence: Where a prefix ends, in words; otherwise empty.
+        unmatched: The paths of the weighted layers without a partner, of the source and of the target.
+        differences: Settings that differ between partners (epsilon, momentum, stride): both paths, the setting, both values.
+    """
+
+    certificate: str
+    pairs: tuple[tuple[str, str], ...]
+    interchangeable: tuple[tuple[str, ...], ...]
+    divergence: str
+    unmatched: tuple[tuple[str, ...], tuple[str, ...]]
+    differences: tuple[tuple[str, str, str, object, object], ...]
+    _traced: tuple[Traced, Traced]
+    _match: Match
+
+    def transfer(self) -> Any:
+        """Carries the source's weights over to the target, layouts and all, and returns the target.
+
+        What has no partner stays as it is. Settings that differ are left alone; ``differences`` names them.
+
+        Raises:
+            CorrespondenceError: If the target has no place for an array that matters. Nothing has been written then.
+        """
+        return carrying.transfer(*self._traced, self._match)
+
+    def verify(self, inputs: Any) -> float:
+        """Runs both models in inference, and returns the largest difference of their outputs relative to the largest output.
+
+        Args:
+            inputs: A numpy array with channels last, or a list of them.
+        """
+        import numpy as np
+
+        if self.certificate != "exact":
+            raise CorrespondenceError(f"Outputs can be compared where the whole models correspond.\n  here: {self.certificate}")
+        arrays = inputs if isinstance(inputs, list) else [inputs]
+        ours, theirs = (traced.run(arrays) for traced in self._traced)
+        if [one.shape for one in ours] != [one.shape for one in theirs]:
+            raise CorrespondenceError(f"The outputs have other shapes.\n  {[one.shape for one in ours]} and {[one.shape for one in theirs]}")
+        return max(float(np.abs(a - b).max() / max(np.abs(a).max(), np.finfo(np.float32).tiny)) for a, b in zip(ours, theirs, strict=True))
+
+    def __repr__(self) -> str:
+        more = f", {len(self.interchangeable)} interchangeable groups" if self.interchangeable else ""
+        return f"<Correspondence: {self.certificate}, {len(self.pairs)} pairs of layers{more}>"
+
+
+def correspond(source: object, target: object, *, shape: tuple[int, ...] | None = None) -> Correspondence:
+    """Finds out which layer of one model is which of another, in whatever framework, by the dataflow of both; names play no part.
+
+    Both models are traced in inference, without computing anything. Neither is changed.
+
+    Args:
+        source: A model whose backend can trace: Keras functional and sequential models, PyTorch modules that take one tensor.
+        target: Another.
+        shape: The shape of the input, channels last, such as ``(1, 224, 224, 3)``. Not needed where a Keras model says it.
+
+    Raises:
+        CorrespondenceError: If not even the first layers are the same; the message names them.
+        BackendError: If one of the models does something that can't be traced.
+    """
+    traced, trees = _trace(source, target, shape)
+    found = match(traced[0].graph, traced[1].graph)
+    divergence = _divergence(traced, found)
+    if not found.certificate:
+        raise CorrespondenceError(f"No correspondence between these models: not even the first layers are the same.\n{divergence}")
+    units = traced[0].graph.units, traced[1].graph.units
+    pairs = tuple(dict.fromkeys((units[0][a].layer, units[1][b].layer) for a, b in found.pairs))
+    paired = tuple({pair[side] for pair in pairs} for side in (0, 1))
+    unmatched = tuple(tuple(layer.path for layer in tree.walk() if layer.weighted and layer.path not in paired[side]) for side, tree in enumerate(trees))
+    return Correspondence(
+        found.certificate,
+        pairs,
+        tuple(tuple(units[0][place].layer for place in group) for group in found.groups),
+        divergence,
+        (unmatched[0], unmatched[1]),
+        tuple(carrying.differences(*traced, found)),
+        traced,
+        found,
+    )
+
+
+def _trace(source: object, target: object, shape: tuple[int, ...] | None) -> tuple[tuple[Traced, Traced], tuple[Layer, Layer]]:
+    if shape is not None and not (isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise ArgumentError(f"shape={shape!r} is no shape.\n  It reads like (1, 224, 224, 3): the batch first, channels last.")
+    models = (source, target)
+    backends = tuple(map(backend_of, models))
+    trees = tuple(backend.layers(model) for backend, model in zip(backends, models, strict=True))
+    found: dict[int, Traced] = {}
+    # Keras says the shape of its input, and PyTorch needs to be told.
+    for side in (0, 1) if backends[0].name == "keras" else (1, 0):
+        found[side] = backends[side].graph(models[side], shape)
+        shape = shape or (found[side].graph.inputs[0] if found[side].graph.inputs else None)
+    return (found[0], found[1]), (trees[0], trees[1])
+
+
+def _divergence(traced: tuple[Traced, Traced], found: Match) -> str:
+    if found.certificate in ("exact", "exact up to the head"):
+        return ""
+    lines = []
+    for side, one, place in zip(("source", "target"), traced, found.divergence, strict=True):
+        unit = None if place is None else one.graph.units[place]
+        lines.append(f"  first without a partner in the {side}: " + ("none, it ends" if unit is None else f"{unit.layer} ({unit.kind}, {unit.shape})"))
+    return "\n".join(lines)
