@@ -86,6 +86,7 @@ class Layer:
         native: The framework's own layer, or ``None``. It is compared by identity only.
         lost_order: Empty, or why the order of the children is not the model's.
         hidden_state: Whether the layer may keep state that this tree does not show, as a normalisation whose statistics lie in another tree.
+        auto_named: Whether the framework counted the name up by itself (``dense_3``), so that the next build of the same model may have another.
     """
 
     path: str
@@ -99,6 +100,7 @@ class Layer:
     native: object = field(default=None, repr=False)
     lost_order: str = ""
     hidden_state: bool = False
+    auto_named: bool = False
 
     @property
     def name(self) -> str:
