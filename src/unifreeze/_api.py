@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from ._backend import Backend, Request
-from ._freezing import Freezing, bring_about, label_of, read
-from ._manager import backend_of
+from ._freezing import Freezing, bring_about, label_of
+from ._manager import read as _read
 from ._recipe import Recipe
+from ._record import wish_for
 from ._resolve import resolve
 from ._summary import Summary
 from ._tree import Layer, State, state_of
 from ._wish import Held, Wish
-from .errors import ArgumentError, NothingSelectedError, SelectorError, UnifreezeWarning, UntrainableError, near
+from .errors import ArgumentError, UnifreezeWarning, near
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,13 +140,8 @@ def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLi
     """
     backend, tree = _read(model)
     label = label_of(tree, backend)
-    wish = Wish(tree, label)
     steps = Recipe.read(recipe).steps
-    for place, step in enumerate(steps):
-        try:
-            wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze")
-        except (NothingSelectedError, SelectorError, UntrainableError) as error:
-            raise type(error)(f"steps[{place}]: {error}") from error
+    wish = wish_for(steps, tree, label)
     never = frozenset(parameter.path for layer in wish.nodes for parameter in layer.parameters if parameter.untrainable)
     knowingly = any(step.layers == "**" and step.params is None for step in steps)
     return _bring_about(backend, model, wish, wish.request(State(frozen=never), exact=True), knowingly=knowingly)
@@ -196,15 +192,6 @@ def summary(model: object, *, depth: int | None = None) -> Summary:
     """
     backend, tree = _read(model)
     return Summary.of(tree, label_of(tree, backend), depth=depth)
-
-
-def _read(model: object) -> tuple[Backend, Layer]:
-    """The backend, and the model's tree with everything that is frozen now."""
-    if isinstance(model, Freezing):
-        return model._backend, read(model._backend, model.model, model._state)
-    backend = backend_of(model)
-    backend.adopt(Freezing)
-    return backend, backend.layers(model)
 
 
 def _set(model: object, layers: object, params: object, inference: Held, *, frozen: bool) -> Freezing:

@@ -61,6 +61,7 @@ class Recipe:
     Attributes:
         steps: The steps, applied in order to a model with nothing frozen.
         name: What to call it.
+        notes: What whoever reads it should know, such as that a step lists layers one by one.
 
     Example:
         >>> recipe = Recipe.read({"name": "bitfit", "steps": [{"freeze": "**"}, {"unfreeze": "**", "params": "bias"}]})
@@ -70,11 +71,37 @@ class Recipe:
 
     steps: tuple[Step, ...]
     name: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = [step for step in self.steps if not isinstance(step, Step)]
         if wrong:
             raise RecipeError(f"Recipe(…) takes Steps, not {wrong[0]!r}.\n  Recipe.read reads dictionaries and JSON.")
+
+    @classmethod
+    def record(cls, model: object, name: str = "") -> Recipe:
+        """Reads any live model, or a ``Freezing``, and writes the shortest steps that freeze exactly the same on a fresh one.
+
+        Names that a framework counts up (``dense_3``) are not used, for the next build has others. Where no rule picks the layers, they are listed, and
+        ``notes`` says so.
+
+        Raises:
+            RecipeError: If nothing is frozen, or in a way that no steps make.
+
+        Example:
+            >>> import pytest; torch = pytest.importorskip("torch")
+            >>> from unifreeze import Recipe, freeze
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+            >>> Recipe.record(freeze(model, layers=[model[0]])).steps
+            (Step(do='freeze', layers='0', params=None, inference='norm'),)
+        """
+        from ._freezing import label_of
+        from ._manager import read
+        from ._record import record
+
+        backend, tree = read(model)
+        steps, notes = record(tree, label_of(tree, backend))
+        return cls(tuple(steps), name, notes=tuple(notes))
 
     @classmethod
     def read(cls, source: Recipe | Mapping[str, object] | str | os.PathLike[str]) -> Self | Recipe:

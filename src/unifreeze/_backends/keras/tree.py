@@ -118,7 +118,18 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
     seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
     buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
     buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
-    return Layer(path, kind, type(native).__name__, tuple(parameters), tuple(buffers), inner, pin.held(native), _output_shape(native), native, auto_named=_auto_named(native))
+    return Layer(
+        path,
+        kind,
+        type(native).__name__,
+        tuple(parameters),
+        tuple(buffers),
+        inner,
+        pin.held(native),
+        _output_shape(native),
+        native,
+        auto_named=_auto_named(native),
+    )
 
 
 def _parameter(path: str, variable: Any, status: Status, its_role: str, untrainable: str = "") -> Parameter:
