@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from ._api import apply, freeze, layers, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
-    from ._recipe import Recipe, Step
+    from ._recipe import Phase, Recipe, Step
     from ._summary import Summary
     from .errors import UnifreezeError, UnifreezeWarning
 
 __all__ = [
     "Freezing",
+    "Phase",
     "Proof",
     "Recipe",
     "Step",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _ROOMS = {"_api": ("apply", "freeze", "layers", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
-    "_recipe": ("Recipe", "Step"),
+    "_recipe": ("Phase", "Recipe", "Step"),
     "_summary": ("Summary",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }

@@ -121,7 +121,7 @@ def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLi
 
     Args:
         model: As in ``freeze``.
-        recipe: A ``Recipe``, its dictionary form, its JSON text, or the ``Path`` of a JSON file.
+        recipe: A ``Recipe``, its dictionary form, its JSON or YAML text, or the ``Path`` of a file.
 
     Returns:
         A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.
@@ -140,9 +140,14 @@ def apply(model: object, recipe: Recipe | Mapping[str, object] | str | os.PathLi
     """
     backend, tree = _read(model)
     label = label_of(tree, backend)
-    steps = Recipe.read(recipe).steps
+    told = Recipe.read(recipe)
+    steps = told.steps
     wish = wish_for(steps, tree, label)
     never = frozenset(parameter.path for layer in wish.nodes for parameter in layer.parameters if parameter.untrainable)
+    if told.phases:
+        _warn(
+            f"The recipe has {len(told.phases)} phases; apply brings about the first state alone.\n  Apply the steps of a phase yourself when its time comes."
+        )
     knowingly = any(step.layers == "**" and step.params is None for step in steps)
     return _bring_about(backend, model, wish, wish.request(State(frozen=never), exact=True), knowingly=knowingly)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ._resolve import matches, resolve
@@ -127,9 +127,9 @@ class _Recorder:
         plan = _Plan()
         try:
             self._freeze_layers(plan, base, plain=plain)
-            self._narrow(plan, [i for i in base if not self._whole(self.nodes[i])], base, frozen=False, plain=plain)
+            self._narrow(plan, [i for i in base if not self._whole(self.nodes[i])], frozen=False, plain=plain)
             inside = [i for i, node in enumerate(self.nodes) if i not in base and i not in self.followers and not self._none(node)]
-            self._narrow(plan, inside, base, frozen=True, plain=plain)
+            self._narrow(plan, inside, frozen=True, plain=plain)
         except LookupError:
             return None
         return plan
@@ -144,6 +144,8 @@ class _Recorder:
         return self._whole(node) if partly == "only" else not self._none(node)
 
     def _freeze_layers(self, plan: _Plan, base: set[int], *, plain: bool) -> None:
+        from ._recipe import Step
+
         modes = {i: {mode for mode in _MODES if how(self.nodes[i], mode) == self.nodes[i].inference} for i in base}
         exclusive = {next(iter(found)) for found in modes.values() if len(found) == 1}
         order = [mode for mode in _MODES if mode in exclusive] or ["norm"]
@@ -154,7 +156,7 @@ class _Recorder:
                 continue
             later = {i for i in base if given[i] in order[number + 1 :]}
             free = {i for i in range(len(self.nodes)) if i in later or self._harmless(i, mode, base)}
-            self._add(plan, "freeze", must, set(range(len(self.nodes))) - must - free, None, mode, plain=plain)
+            self._add(plan, Step("freeze", inference=mode), must, set(range(len(self.nodes))) - must - free, plain=plain)
 
     def _torn(self, i: int) -> bool:
         """A container that reads as held like its own statistics because a part of it is not held wholly."""
@@ -169,9 +171,10 @@ class _Recorder:
         after = how(node, "norm") if torn else how(node, mode)
         return (not _able(node) or self._whole(node)) and after == node.inference
 
-    def _narrow(self, plan: _Plan, places: list[int], base: set[int], *, frozen: bool, plain: bool) -> None:
+    def _narrow(self, plan: _Plan, places: list[int], *, frozen: bool, plain: bool) -> None:
         """Adds the steps for parameters of layers: what is to be frozen of them, or what is to train."""
-        verb = "freeze" if frozen else "unfreeze"
+        from ._recipe import Step
+
         wanted = {i: [p for p in _able(self.nodes[i]) if (p.path in self.state.frozen) == frozen] for i in places}
         rest = {p.path for found in wanted.values() for p in found}
         for pattern in self._patterns(wanted, frozen=frozen):
@@ -179,13 +182,13 @@ class _Recorder:
             must = {i for i in wanted if any(p.path in rest for p in picked[i]) and all((p.path in self.state.frozen) == frozen for p in picked[i])}
             if not must:
                 continue
-            never = {i for i, found in picked.items() if i not in must and not self._may(i, found, base, frozen=frozen)}
-            self._add(plan, verb, must, never, pattern, "norm", plain=plain)
+            never = {i for i, found in picked.items() if i not in must and not self._may(i, found, frozen=frozen)}
+            self._add(plan, Step("freeze" if frozen else "unfreeze", params=pattern), must, never, plain=plain)
             rest -= {p.path for i in must for p in picked[i]}
         if rest:
             raise LookupError(min(rest))
 
-    def _may(self, i: int, found: list[Parameter], base: set[int], *, frozen: bool) -> bool:
+    def _may(self, i: int, found: list[Parameter], *, frozen: bool) -> bool:
         """Whether a narrow step may also reach a layer."""
         if not frozen:
             return all(p.path not in self.state.frozen for p in found)
@@ -205,16 +208,14 @@ class _Recorder:
                 count[pattern] = count.get(pattern, 0) + 1
         return (["*"] if whole else []) + sorted(count, key=lambda pattern: (-count[pattern], pattern))
 
-    def _add(self, plan: _Plan, verb: str, must: set[int], never: set[int], params: str | None, inference: Held, *, plain: bool) -> None:
-        from ._recipe import Step
-
+    def _add(self, plan: _Plan, step: Step, must: set[int], never: set[int], *, plain: bool) -> None:
         found = self.shortener.shortest(_number(must), _number(never), plain=plain)
         place = len(plan.steps)
         if found.counted:
             plan.notes.append(f"steps[{place}] relies on {found.counted}, a name that the framework counted up: another build may have another")
         elif found.listed:
             plan.notes.append(f"steps[{place}] lists {found.listed} parts: no shorter selector picks exactly these")
-        plan.steps.append(Step("freeze" if verb == "freeze" else "unfreeze", found.text, params, inference))
+        plan.steps.append(replace(step, layers=found.text))
 
 
 def _able(node: Layer) -> list[Parameter]:

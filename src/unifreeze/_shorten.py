@@ -400,7 +400,7 @@ class Shortener:
 
     def _by_path(self, must: Bits, never: Bits) -> Shortest:
         """Path by path, also where a name was counted up."""
-        chosen = [i for i in _ones(must)]
+        chosen = list(_ones(must))
         counted = next((self.nodes[i].path for i in chosen if "*" in self.lasting(self.nodes[i])), "")
         parts = ["**" if not self.nodes[i].path else quoted(self.nodes[i].path) for i in chosen]
         text = " | ".join(dict.fromkeys(parts))

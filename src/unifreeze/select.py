@@ -517,6 +517,22 @@ class _Union(Selector):
         return f"[{shown}{', …' if len(self.parts) > 4 else ''}]"
 
 
+def kinds_in(part: Selector) -> list[str]:
+    """Every word that a selector gives to ``kind``."""
+    if isinstance(part, _Kind):
+        return [part.pattern]
+    inner: tuple[Selector, ...] = ()
+    if isinstance(part, _Combined):
+        inner = (part.left, part.right)
+    elif isinstance(part, _AllBut):
+        inner = (part.inner,)
+    elif isinstance(part, _Placed):
+        inner = part.marks
+    elif isinstance(part, _Union):
+        inner = part.parts
+    return [word for one in inner for word in kinds_in(one)]
+
+
 def _takes_commas(mark: Selector) -> bool:
     """Whether a comma behind the selector's text would be read as a part of it."""
     if isinstance(mark, _AllBut):
