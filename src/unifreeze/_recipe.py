@@ -215,7 +215,8 @@ def _form(source: object) -> Any:
     version = source.get("version", VERSION)
     if version != VERSION or isinstance(version, bool):
         raise RecipeError(
-            f"version: {version!r} of the recipe format is unknown.\n  this unifreeze reads version {VERSION}\n  A newer one may read it: pip install -U unifreeze"
+            f"version: {version!r} of the recipe format is unknown.\n"
+            f"  this unifreeze reads version {VERSION}\n  A newer one may read it: pip install -U unifreeze"
         )
     keys = ("version", "name", "steps", "phases", "notes")
     for key in source.keys() - set(keys):
@@ -283,7 +284,7 @@ def _step(place: str, source: object) -> Step:
     if params is not None and not isinstance(params, str):
         raise RecipeError(f"{place}.params: a role or a glob such as 'bias', not {params!r}.")
     try:
-        return Step("freeze" if verbs[0] == "freeze" else "unfreeze", layers, params, inference)
+        return Step("freeze" if verbs[0] == "freeze" else "unfreeze", layers, params, inference)  # type: ignore[arg-type]
     except RecipeError as error:
         raise RecipeError(f"{place}.inference: {error}") from error
 

@@ -66,7 +66,9 @@ def record(tree: Layer, label: str) -> tuple[list[Step], list[str]]:
             break
     if not plans:
         raise RecipeError(
-            f"The state of {label} can't be said in steps.\n  {recorder.odd() or 'no selector picks exactly what is frozen'}\n  Freeze with unifreeze, and record again."
+            f"The state of {label} can't be said in steps.\n"
+            f"  {recorder.odd() or 'no selector picks exactly what is frozen'}\n"
+            "  Freeze with unifreeze, and record again."
         )
     best = min(plans, key=lambda plan: plan.cost)
     return best.steps, best.notes

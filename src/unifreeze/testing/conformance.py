@@ -21,7 +21,7 @@ import pytest
 import unifreeze
 from unifreeze import Freezing, UnifreezeError, UnifreezeWarning, freeze, layers, summary, unfreeze
 from unifreeze import select as s
-from unifreeze._api import _read
+from unifreeze._manager import read as _read
 from unifreeze.errors import ArgumentError, ConflictError, FrozenMovedError, NothingSelectedError, SelectorError, UnknownModelError
 
 from .kit import RATE, REFERENCE, TIED, Arrays, Kit, Trainer

@@ -181,7 +181,7 @@ def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _auto_named(layer: Any) -> bool:
-    """Whether a name reads like those that Keras counts up in a process: of the layer's own class, and inside a ``Bidirectional`` with a direction before it."""
+    """Whether a name reads like those that Keras counts up in a process: after the layer's class, inside a ``Bidirectional`` with a direction."""
     counted = re.fullmatch(r"(?:forward_|backward_)?(\w+?)(?:_\d+)?", layer.name)
     return counted is not None and counted[1] == _counted_as(type(layer).__name__)
 
