@@ -15,7 +15,7 @@ from ._backend import Backend, Request
 from ._freezing import Freezing, bring_about, label_of
 from ._manager import read as _read
 from ._recipe import Recipe
-from ._record import wish_for
+from ._recording import wish_for
 from ._resolve import resolve
 from ._summary import Summary
 from ._tree import Layer, State, state_of

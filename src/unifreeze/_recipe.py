@@ -140,7 +140,7 @@ class Recipe:
         """
         from ._freezing import label_of
         from ._manager import read
-        from ._record import record
+        from ._recording import record
 
         backend, tree = read(model)
         steps, notes = record(tree, label_of(tree, backend))
