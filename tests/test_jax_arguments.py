@@ -43,10 +43,10 @@ WRONG = {
     "two places": (lambda: F.value_and_grad(loss, argnums=(0, 1)), r"(?s)one number.*given: tuple"),
     "a wrong place": (lambda: F.value_and_grad(loss, argnums=3)(params()), r"(?s)position 3.*arguments: 1"),
     "by name": (lambda: F.value_and_grad(loss)(tree=params()), r"(?s)position 0.*arguments: 0"),
-    "the batch": (lambda: F.value_and_grad(loss)(jnp.ones((2, 2)), params()), r"does not have the leaves"),
+    "the batch": (lambda: F.value_and_grad(loss)(jnp.ones((2, 2)), params()), r"must have the leaves"),
     "states first": (lambda: F.carry(TX.init(params()), F.optimizer(TX), params()), r"carry\(\) takes what optimizer\(\)"),
     "a plain optimizer": (lambda: F.carry(TX, TX.init(params()), params()), r"carry\(\) takes what optimizer\(\)"),
-    "updates first": (lambda: F.apply_updates({"head": None}, params()), r"does not have the leaves"),
+    "updates first": (lambda: F.apply_updates({"head": None}, params()), r"must have the leaves"),
 }
 
 

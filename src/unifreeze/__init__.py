@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ._freezing import Freezing, Proof
     from ._manager import backends
     from ._port import Correspondence, Ported, correspond, port
-    from ._recipe import Recipe, Step
+    from ._recipe import Phase, Recipe, Step
     from ._record import Record
     from ._summary import Summary
     from .errors import UnifreezeError, UnifreezeWarning
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Correspondence",
     "Freezing",
+    "Phase",
     "Ported",
     "Proof",
     "Recipe",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
-    "_recipe": ("Recipe", "Step"),
+    "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
     "_port": ("Correspondence", "Ported", "correspond", "port"),
     "_summary": ("Summary",),

@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from ._backend import Backend, Request
-from ._freezing import Freezing, bring_about, label_of, read
-from ._manager import backend_of
+from ._freezing import Freezing, bring_about, label_of
+from ._manager import read as _read
 from ._recipe import Recipe
 from ._record import Record, is_record
+from ._recording import wish_for
 from ._resolve import resolve
 from ._rows import Rows
 from ._summary import Summary
 from ._tree import Layer, Parameter, State, state_of
 from ._wish import Held, Wish
-from .errors import ArgumentError, NothingSelectedError, SelectorError, UnifreezeWarning, UntrainableError, near
+from .errors import ArgumentError, SelectorError, UnifreezeWarning, UntrainableError, near
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,7 +128,7 @@ def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | 
 
     Args:
         model: As in ``freeze``.
-        recipe: A ``Recipe`` or a ``Record``, its dictionary form, its JSON text, or the ``Path`` of a JSON file.
+        recipe: A ``Recipe`` or a ``Record``, its dictionary form, its JSON text (a recipe also YAML), or the ``Path`` of a file.
 
     Returns:
         A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.
@@ -146,18 +147,19 @@ def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | 
     """
     backend, tree = _read(model)
     label = label_of(tree, backend)
-    wish = Wish(tree, label)
     if is_record(recipe):
+        wish = Wish(tree, label)
         request = Record.read(recipe).request(tree, label)  # type: ignore[arg-type]
         wish.picked = {layer.path for layer in wish.nodes if any(parameter.path in request.state.frozen for parameter in layer.parameters)}
         return _bring_about(backend, model, wish, request, knowingly=True)
-    steps = Recipe.read(recipe).steps  # type: ignore[arg-type]
-    for place, step in enumerate(steps):
-        try:
-            wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze")
-        except (NothingSelectedError, SelectorError, UntrainableError) as error:
-            raise type(error)(f"steps[{place}]: {error}") from error
+    told = Recipe.read(recipe)  # type: ignore[arg-type]
+    steps = told.steps
+    wish = wish_for(steps, tree, label)
     never = frozenset(parameter.path for layer in wish.nodes for parameter in layer.parameters if parameter.untrainable)
+    if told.phases:
+        _warn(
+            f"The recipe has {len(told.phases)} phases; apply brings about the first state alone.\n  Apply the steps of a phase yourself when its time comes."
+        )
     knowingly = any(step.layers == "**" and step.params is None for step in steps)
     return _bring_about(backend, model, wish, wish.request(State(frozen=never), exact=True), knowingly=knowingly)
 
@@ -230,15 +232,6 @@ def summary(model: object, *, depth: int | None = None) -> Summary:
     """
     backend, tree = _read(model)
     return Summary.of(tree, label_of(tree, backend), depth=depth, notes=backend.remarks(tree))
-
-
-def _read(model: object) -> tuple[Backend, Layer]:
-    """The backend, and the model's tree with everything that is frozen now."""
-    if isinstance(model, Freezing):
-        return model._backend, read(model._backend, model.model, model._state)
-    backend = backend_of(model)
-    backend.adopt(Freezing)
-    return backend, backend.layers(model)
 
 
 def _set(model: object, layers: object, params: object, rows: object, inference: Held, *, frozen: bool) -> Freezing:

@@ -12,6 +12,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from ._backend import Backend
+from ._tree import Layer
 from .errors import BackendError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ def backend_of(model: object) -> Backend:
     if not isinstance(found, Backend):
         raise BackendError(f"A plugin answered unifreeze_backend with {found!r}, which is no Backend.\n  A hook that does not know a model returns None.")
     return found
+
+
+def read(model: object) -> tuple[Backend, Layer]:
+    """The backend, and the model's tree with everything that is frozen now."""
+    from ._freezing import Freezing
+    from ._freezing import read as with_its_state
+
+    if isinstance(model, Freezing):
+        return model._backend, with_its_state(model._backend, model.model, model._state)
+    backend = backend_of(model)
+    backend.adopt(Freezing)
+    return backend, backend.layers(model)
 
 
 def _reason(name: str, error: Exception) -> str:

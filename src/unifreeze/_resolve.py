@@ -47,7 +47,7 @@ def resolve_parameters(params: object, layers: Sequence[Layer], label: str) -> l
             raise SelectorError("params= is empty: it selects nothing.\n  To pick every parameter of the layers, leave params= out.")
         found = {p.path for one in several for p in resolve_parameters(one, layers, label)}
         return [p for p in candidates if p.path in found]
-    chosen = [p for p in candidates if _picks(params, p)]
+    chosen = [p for p in candidates if matches(params, p)]
     if not chosen:
         raise _no_parameter(params, candidates, [buffer for layer in layers for buffer in layer.buffers], label)
     return chosen
@@ -56,7 +56,8 @@ def resolve_parameters(params: object, layers: Sequence[Layer], label: str) -> l
 _MANY = (list, tuple, set, frozenset, Iterator, KeysView, ValuesView)
 
 
-def _picks(params: object, parameter: Parameter) -> bool:
+def matches(params: object, parameter: Parameter) -> bool:
+    """Whether what stands as ``params=`` picks a parameter."""
     if isinstance(params, str):
         whole = components_match(params.split("."), parameter.path.split("."))
         return whole or fnmatchcase(parameter.role, params) or fnmatchcase(parameter.name, params)
@@ -69,7 +70,7 @@ def _no_parameter(params: object, candidates: Iterable[Parameter], buffers: Iter
     words = sorted({p.role for p in candidates})
     shown = repr(params) if isinstance(params, str) else f"<{type(params).__name__}>"
     lines = [f"params={shown} matches no parameter of the chosen layers of {label}.", f"  their roles: {', '.join(words) or 'none, they own no parameters'}"]
-    buffer = next((one for one in buffers if _picks(params, one)), None)
+    buffer = next((one for one in buffers if matches(params, one)), None)
     if buffer is not None:
         lines.append(f"  {buffer.path} is a buffer, which no optimizer trains; freezing its whole layer holds it still")
     elif isinstance(params, str):

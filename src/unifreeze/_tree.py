@@ -97,6 +97,7 @@ class Layer:
         lost_order: Empty, or why the order of the children is not the model's.
         hidden_state: Whether the layer may keep state that this tree does not show, as a normalisation whose statistics lie in another tree.
         stack: How many layers of the model lie in each array of this one, along an axis of their own (``nn.scan``, ``vmap``); 0 in an ordinary layer.
+        auto_named: Whether the framework counted the name up by itself (``dense_3``), so that the next build of the same model may have another.
     """
 
     path: str
@@ -111,6 +112,7 @@ class Layer:
     lost_order: str = ""
     hidden_state: bool = False
     stack: int = 0
+    auto_named: bool = False
 
     @property
     def name(self) -> str:

@@ -47,7 +47,7 @@ class Wish:
             self._left_out |= {p.path for layer in self.nodes if layer.path in selection.excluded for p in layer.parameters}
         self._left_out -= self._asked.keys()
         whole = layers if params is None and within is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
-        self._held |= {layer.path: _how(layer, inference if frozen else "none") for layer in whole}
+        self._held |= {layer.path: how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
             if not any(layer.weighted for layer in self.nodes):
@@ -104,7 +104,7 @@ class Wish:
         for layer in reversed(self.nodes):
             whole[layer.path] = held.get(layer.path) == "all" and all(whole[child.path] for child in layer.children)
             if held.get(layer.path) == "all" and not whole[layer.path]:
-                held[layer.path] = _how(layer, "norm")
+                held[layer.path] = how(layer, "norm")
         return held
 
     def _settled(self) -> dict[str, Part]:
@@ -148,7 +148,7 @@ def _word(part: Part) -> str:
     return f"frozen in rows {part}" if isinstance(part, Rows) else "frozen" if part else "trainable"
 
 
-def _how(layer: Layer, inference: Held) -> Inference | None:
+def how(layer: Layer, inference: Held) -> Inference | None:
     """How a picked layer is held: under ``"norm"`` only what keeps statistics or other state needs holding."""
     if inference == "all":
         return "all"

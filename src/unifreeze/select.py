@@ -174,7 +174,7 @@ class _Matching(Selector):
 
     @property
     def text(self) -> str:
-        return f"{self.word}:{_quoted(self.pattern)}"
+        return f"{self.word}:{quoted(self.pattern)}"
 
     def __repr__(self) -> str:
         return f"{self.word}({self.pattern!r})"
@@ -199,7 +199,7 @@ class _Glob(_Matching):
 
     @property
     def text(self) -> str:
-        return _quoted(self.pattern)
+        return quoted(self.pattern)
 
     def __repr__(self) -> str:
         return repr(self.pattern)
@@ -266,7 +266,7 @@ class _Class(Selector):
 
     @property
     def text(self) -> str:
-        return f"type:{_quoted(self.wanted.__name__)}"
+        return f"type:{quoted(self.wanted.__name__)}"
 
     def __repr__(self) -> str:
         return f"type({self.wanted.__name__})"
@@ -518,6 +518,22 @@ class _Union(Selector):
         return f"[{shown}{', …' if len(self.parts) > 4 else ''}]"
 
 
+def kinds_in(part: Selector) -> list[str]:
+    """Every word that a selector gives to ``kind``."""
+    if isinstance(part, _Kind):
+        return [part.pattern]
+    inner: tuple[Selector, ...] = ()
+    if isinstance(part, _Combined):
+        inner = (part.left, part.right)
+    elif isinstance(part, _AllBut):
+        inner = (part.inner,)
+    elif isinstance(part, _Placed):
+        inner = part.marks
+    elif isinstance(part, _Union):
+        inner = part.parts
+    return [word for one in inner for word in kinds_in(one)]
+
+
 def _takes_commas(mark: Selector) -> bool:
     """Whether a comma behind the selector's text would be read as a part of it."""
     if isinstance(mark, _AllBut):
@@ -654,7 +670,8 @@ class _Reader:
         return self.text[start : self.at]
 
 
-def _quoted(pattern: str) -> str:
+def quoted(pattern: str) -> str:
+    """Returns a glob or a name as the text form has it: in quotes where it needs them."""
     match = _TOKEN.fullmatch(pattern)
     return pattern if match and match["word"] and pattern != "-" and not pattern[0].isspace() else json.dumps(pattern, ensure_ascii=False)
 

@@ -138,6 +138,12 @@ def _renewed(variable: toynet.Variable) -> toynet.Variable:
     return toynet.Variable(variable.value, trainable=variable.trainable)
 
 
+class HidesFrozenBiases(ToynetBackend):
+    def parameter(self, path: str, kind: str, variable: toynet.Variable) -> Parameter:
+        seen = super().parameter(path, kind, variable)
+        return replace(seen, status="trainable") if seen.role == "bias" else seen
+
+
 class MissesALayer(ToynetBackend):
     def layers(self, model: toynet.Layer, path: str = "") -> Layer:
         tree = super().layers(model, path)
@@ -157,6 +163,7 @@ LIARS: dict[type[ToynetBackend], str] = {
     ForgetsWhenCopied: "it_lasts",
     SeesNothingMove: "verify_passes_what_is_still_and_names_what_moved",
     LosesMoments: "nothing_moves_that_is_frozen_in_mid_training",
+    HidesFrozenBiases: "what_was_recorded_brings_about_the_same",
     MissesALayer: "the_tree_is_the_reference_model",
 }
 

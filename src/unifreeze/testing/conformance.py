@@ -21,7 +21,7 @@ import pytest
 import unifreeze
 from unifreeze import Freezing, UnifreezeError, UnifreezeWarning, freeze, layers, summary, unfreeze
 from unifreeze import select as s
-from unifreeze._api import _read
+from unifreeze._manager import read as _read
 from unifreeze.errors import ArgumentError, ConflictError, FrozenMovedError, NothingSelectedError, SelectorError, UnknownModelError
 
 from .kit import RATE, REFERENCE, TIED, Arrays, Kit, Trainer
@@ -527,6 +527,18 @@ class Conformance:
         assert set(applied.undo().frozen) == set(first.frozen)
         first.undo()
         assert self.kit.flags(model) == before
+
+    def test_what_was_recorded_brings_about_the_same(self) -> None:
+        for chosen, params, inference in (("stem", None, "norm"), ("~last:1", None, "all"), ("kind:*_norm", None, "norm"), ("body", "bias", "none")):
+            model, fresh = self.kit.reference(), self.kit.reference()
+            freezing = freeze(model, layers=chosen, params=params, inference=inference)  # type: ignore[arg-type]
+            recipe = unifreeze.Recipe.record(_subject(freezing, model))
+            again = unifreeze.apply(fresh, unifreeze.Recipe.read(recipe.to_json()))
+            roles = _roles(model)
+            picked = {path for path in roles if any(_inside(path, [layer.path]) for layer in layers(model, chosen)) and params in {None, roles[path]}}
+            assert set(again.frozen) == set(freezing.frozen) == picked, recipe
+            assert set(again.held) == set(freezing.held), recipe
+            assert len(recipe.steps) == 1, recipe
 
     @classmethod
     def _untouched(cls) -> Any:

@@ -14,7 +14,7 @@ from unifreeze.plugin import ExitStack, Inference
 
 
 def held(layer: Any) -> Inference | None:
-    """How a layer is held now. A batch normalisation whose flag is off is, whoever turned it off."""
+    """How a layer is held now. A normalisation whose flag is off is, whoever turned it off."""
     how: Inference | None = getattr(layer.__dict__.get("call"), "unifreeze_holds", None)
     if how is None and by_flag(layer) and not layer.trainable:
         return "norm"
@@ -22,8 +22,8 @@ def held(layer: Any) -> Inference | None:
 
 
 def by_flag(layer: Any) -> bool:
-    """Whether the layer's own flag decides if its statistics move. Among Keras's layers batch normalisation alone reads it."""
-    return isinstance(layer, keras.layers.BatchNormalization)
+    """Whether the layer's own flag decides if its statistics move, or nothing in training does: ``Normalization`` has those of ``adapt`` alone."""
+    return isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization)
 
 
 def place(layer: Any, how: Inference | None, stack: ExitStack) -> bool:

@@ -118,7 +118,18 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
     seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
     buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
     buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
-    return Layer(path, kind, type(native).__name__, tuple(parameters), tuple(buffers), inner, pin.held(native), _output_shape(native), native)
+    return Layer(
+        path,
+        kind,
+        type(native).__name__,
+        tuple(parameters),
+        tuple(buffers),
+        inner,
+        pin.held(native),
+        _output_shape(native),
+        native,
+        auto_named=_auto_named(native),
+    )
 
 
 def _parameter(path: str, variable: Any, status: Status, its_role: str, untrainable: str = "") -> Parameter:
@@ -167,6 +178,18 @@ def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             seen[name] += fresh in taken
         taken.add(fresh)
         yield fresh, value
+
+
+def _auto_named(layer: Any) -> bool:
+    """Whether a name reads like those that Keras counts up in a process: after the layer's class, inside a ``Bidirectional`` with a direction."""
+    counted = re.fullmatch(r"(?:forward_|backward_)?(\w+?)(?:_\d+)?", layer.name)
+    return counted is not None and counted[1] == _counted_as(type(layer).__name__)
+
+
+@cache
+def _counted_as(word: str) -> str:
+    """What Keras makes of a class's name: ``Conv2DTranspose`` counts as ``conv2d_transpose``."""
+    return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", word))).lower()
 
 
 def _output_shape(layer: Any) -> tuple[int | None, ...] | None:
