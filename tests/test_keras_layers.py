@@ -12,7 +12,7 @@ import pytest
 from kits.keras import value_of
 from kits.keras_eyes import X, Y, dense, drawing, look, moved_layers, which_moved
 from unifreeze import UnifreezeWarning, freeze, summary, unfreeze
-from unifreeze.errors import UnbuiltModelError
+from unifreeze.errors import FrozenMovedError, UnbuiltModelError
 
 BACKEND = keras.backend.backend()
 L = keras.layers
@@ -344,9 +344,11 @@ def test_layers_added_after_freezing_train() -> None:
     model.add(L.Dense(4, name="late"))
     model.add(L.BatchNormalization(name="norm"))
     compiled(model)
-    unfreeze(model, layers=["late", "norm"])
+    later = unfreeze(model, layers=["late", "norm"])
     assert moved_layers(model, lambda: model.train_on_batch(X, Y)) == {"late", "norm"}
-    freezing.verify()
+    later.verify()
+    with pytest.raises(FrozenMovedError, match=r"(?s)late\.kernel: was added to a frozen part.*norm\.beta"):
+        freezing.verify()
 
 
 def test_a_head_on_a_frozen_model_trains() -> None:
