@@ -21,6 +21,8 @@ RAN: list[str] = []
 # The pinned frameworks have wheels for this one everywhere.
 PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
+# The models of the tests are small: a second thread waits, and keeps a core busy with it.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def _pythons() -> list[str]:
@@ -81,7 +83,7 @@ def tests(session: nox.Session, backend: str) -> None:
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
     doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing"] if backend == "torch" else []
-    session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend))
+    session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD)
 
 
 def _files(backend: str) -> list[str]:
@@ -108,7 +110,7 @@ def deep(session: nox.Session, backend: str) -> None:
     """The long sweeps of one backend, of which ``tests`` runs a slice."""
     _install(session, ".", group=f"test-{backend}")
     # 5: a backend without long sweeps.
-    session.run("pytest", *_files(backend), "-m", "deep", *session.posargs, env=_environment(backend), success_codes=[0, 5])
+    session.run("pytest", *_files(backend), "-m", "deep", *session.posargs, env=_environment(backend) | ONE_THREAD, success_codes=[0, 5])
 
 
 @nox.session(python=PYTHON)
