@@ -82,7 +82,7 @@ def tests(session: nox.Session, backend: str) -> None:
     RAN.append(backend)
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
-    doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing"] if backend == "torch" else []
+    doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing", "unifreeze._recipe"] if backend == "torch" else []
     session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD)
 
 

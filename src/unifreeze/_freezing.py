@@ -348,7 +348,7 @@ def describe(
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_fingerprints(backend, nodes),
+        _fingerprints=_fingerprints(backend, parameters, nodes),
         _layers=frozenset(layer.path for layer in nodes),
         _trained=frozenset(p.path for layer in nodes for p in layer.parameters if p.status == "trainable"),
     )
@@ -377,11 +377,12 @@ def _above(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def _fingerprints(backend: Backend, nodes: list[Layer]) -> dict[str, Hashable]:
+def _fingerprints(backend: Backend, parameters: list[Parameter], nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
-    promised = [p for layer in nodes for p in layer.parameters if p.status == "frozen" or p.rows is not None]
-    promised += [b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all"]
-    return {p.path: _fingerprint(backend, p.array, p.rows) for p in unique(iter(promised))}
+    still = {p.path: backend.fingerprint(p.array) for p in parameters if p.status == "frozen"}
+    still |= {p.path: _fingerprint(backend, p.array, p.rows) for p in parameters if p.rows is not None}
+    buffers = (b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all")
+    return still | {b.path: backend.fingerprint(b.array) for b in unique(buffers)}
 
 
 def _fingerprint(backend: Backend, array: object, rows: Rows | None) -> Hashable:

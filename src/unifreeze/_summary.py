@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._rows import Rows
 from ._tree import Inference, Layer, Parameter, Status
 from .errors import ArgumentError
 
@@ -218,41 +219,44 @@ class _Count:
         own = [self._own(layer) for layer, _ in nodes]
         sums: dict[str, _Sums] = {}
         rows: list[Row] = []
-        for (layer, depth), (counts, again) in zip(reversed(nodes), reversed(own), strict=True):
+        for (layer, depth), (counts, again, frozen_rows) in zip(reversed(nodes), reversed(own), strict=True):
             for child in layer.children:
                 counts.add(sums[child.path])
             sums[layer.path] = counts
             status = _status(counts.statuses, held=layer.inference is not None and (counts.buffers > 0 or layer.kind == "dropout"))
             sums_of_row = counts.parameters, counts.buffers, counts.nbytes
-            behaviour = layer.inference, _drifts(layer), sum(len(parameter.rows) for parameter in layer.parameters if parameter.rows is not None)
+            behaviour = layer.inference, bool(layer.buffers) and _drifts(layer), frozen_rows
             rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *behaviour))
         self.rows = tuple(reversed(rows))
 
-    def _own(self, layer: Layer) -> tuple[_Sums, str]:
+    def _own(self, layer: Layer) -> tuple[_Sums, str, int]:
+        """What the layer itself adds, who else reaches its arrays, and how many rows of them are frozen."""
         counts = _Sums()
-        again = ""
+        again, frozen_rows = "", 0
         for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
             counts.statuses |= _FLAGS[parameter.status] if parameter.rows is None else _PARTIAL
-            first = self.owner.get(id(parameter.array))
+            frozen_rows += 0 if parameter.rows is None else len(parameter.rows)
+            key = id(parameter.array)
+            first = self.owner.get(key)
             if first is not None:  # also by a second name in the same layer
                 again = again if first == layer.path else first or "the root"
                 continue
-            self.owner[id(parameter.array)] = layer.path
+            self.owner[key] = layer.path
             size = parameter.size
-            self._total(parameter, size)
+            if parameter.rows is None:
+                self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
+            else:
+                self._add_rows(parameter, parameter.rows, size)
             counts.nbytes += parameter.nbytes
             if parameter.status == "buffer":
                 counts.buffers += size
             else:
                 counts.parameters += size
-        return counts, again
+        return counts, again, frozen_rows
 
-    def _total(self, parameter: Parameter, size: int) -> None:
+    def _add_rows(self, parameter: Parameter, kept: Rows, size: int) -> None:
         """Counts frozen rows as frozen."""
-        if parameter.rows is None:
-            self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
-            return
-        length, frozen = parameter.shape[0], len(parameter.rows)
+        length, frozen = parameter.shape[0], len(kept)
         parts: tuple[tuple[Status, int], ...] = ("frozen", frozen), ("trainable", length - frozen)
         for status, rows in parts:
             self.totals.add(status, size // length * rows, parameter.nbytes // length * rows, parameter.dtype)
@@ -286,7 +290,7 @@ def _with_depth(tree: Layer) -> Iterable[tuple[Layer, int]]:
 
 
 def _drifts(layer: Layer) -> bool:
-    if layer.inference is not None or not layer.buffers or not layer.parameters:
+    if layer.inference is not None or not layer.parameters:
         return False
     return all(parameter.status == "frozen" for parameter in layer.parameters) and any(buffer.role in {"mean", "variance"} for buffer in layer.buffers)
 

@@ -195,6 +195,7 @@ def unique(parameters: Iterator[Parameter]) -> Iterator[Parameter]:
     """Yields each array once, at the first path that reaches it."""
     known: set[int] = set()
     for parameter in parameters:
-        if id(parameter.array) not in known:
-            known.add(id(parameter.array))
+        key = id(parameter.array)
+        if key not in known:
+            known.add(key)
             yield parameter

@@ -24,6 +24,9 @@ _SAY = (
 )
 
 
+_SIGNS = frozenset({"gradient_checkpointing", "grad_checkpointing", "checkpoint_impl"})
+
+
 def warn_of_dead_gradients(model: nn.Module, before: Layer) -> None:
     """Warns when the model is known to checkpoint reentrantly and all that comes before is frozen now."""
     path = next((layer.path for layer in _dead(read(model))), None) if _reentrant(before) else None
@@ -61,7 +64,8 @@ def _dead(tree: Layer) -> list[Layer]:
 
 
 def _reentrant(tree: Layer) -> set[int]:
-    return {id(module) for layer in tree.walk() for module in _checkpointed(cast(nn.Module, layer.native))}
+    told = [cast(nn.Module, layer.native) for layer in tree.walk() if not _SIGNS.isdisjoint(vars(layer.native))]
+    return {id(module) for one in told for module in _checkpointed(one)}
 
 
 def _trains(layer: Layer) -> bool:

@@ -65,9 +65,9 @@ class Guard:
         self._begin(module, name, parameter, Rows(spans))
 
 
-def frozen_rows(array: torch.Tensor) -> Rows | None:
-    """Returns the rows of a parameter that are kept still, whichever module it is reached through."""
-    return next((guard.rows for guard in _guards if guard.parameter is array), None) if _guards else None
+def frozen_rows() -> dict[int, Rows]:
+    """Returns the rows that are kept still of each parameter, by its identity: the same whichever module it is reached through."""
+    return {id(guard.parameter): guard.rows for guard in _guards}
 
 
 def take(array: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -87,6 +87,9 @@ def take(array: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 def keep_rows(request: Request, stack: ExitStack) -> None:
     """Keeps the request's rows still and lets others go; the stack learns how to restore what was."""
+    if not (request.state.rows or _guards):
+        return
+    before = frozen_rows()
     places: dict[int, list[Place]] = {}
     asked: dict[int, tuple[torch.Tensor, Rows | None]] = {}
     for layer in request.tree.walk():
@@ -96,7 +99,7 @@ def keep_rows(request: Request, stack: ExitStack) -> None:
                 places.setdefault(id(parameter.array), []).append(place)
                 asked[id(parameter.array)] = cast(torch.Tensor, parameter.array), request.state.rows.get(parameter.path)
     for key, (array, rows) in asked.items():
-        stack.callback(_keep, array, frozen_rows(array), places[key])
+        stack.callback(_keep, array, before.get(key), places[key])
         _keep(array, rows, places[key])
         if rows is not None and array.grad is not None:
             kept, array.grad = array.grad, _without(array.grad, rows)
@@ -128,7 +131,7 @@ def _give_back(array: torch.Tensor, masked: torch.Tensor, whole: torch.Tensor) -
 
 @torch.no_grad()
 def _mask(parameter: torch.Tensor) -> None:
-    rows = frozen_rows(parameter)
+    rows = frozen_rows().get(id(parameter))
     if rows is None or parameter.grad is None:
         return
     if parameter.grad.layout is torch.strided:

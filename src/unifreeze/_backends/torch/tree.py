@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError
+from unifreeze.plugin import Layer, Parameter, Rows, Status, UnbuiltModelError
 from unifreeze.plugin import role as common_role
 
 from .pin import held, parametrizations
@@ -44,16 +44,16 @@ Found = tuple[str, int, nn.Module]
 
 def read(model: nn.Module) -> Layer:
     """Reads the model: one pass over its modules and one back, without recursion, so that neither length nor depth matters."""
-    found = _modules(model)
+    found, kept = _modules(model), frozen_rows()
     children: dict[int, list[Layer]] = {}
     for place in range(len(found) - 1, 0, -1):
         path, parent, native = found[place]
-        layer = _layer(path, native, children.pop(place, None))
+        layer = _layer(path, native, children.pop(place, None), kept)
         if parent in children:
             children[parent].append(layer)
         else:
             children[parent] = [layer]
-    return _layer("", model, children.get(0))
+    return _layer("", model, children.get(0), kept)
 
 
 def _modules(model: nn.Module) -> list[Found]:
@@ -67,9 +67,9 @@ def _modules(model: nn.Module) -> list[Found]:
         place = len(found)
         found.append(one)
         seen.add(id(native))
-        module = unwrapped(native)
-        if not module._modules:
+        if not native._modules:
             continue
+        module = unwrapped(native)
         prefix, inner = f"{path}." if path else "", parametrizations(module)
         for name, child in reversed(module._modules.items()):
             if child is not None and child is not inner and not (id(child) in seen and _is_above(child, place, found)):
@@ -86,9 +86,9 @@ def _is_above(module: nn.Module, place: int, found: list[Found]) -> bool:
     return False
 
 
-def _layer(path: str, native: nn.Module, children: list[Layer] | None) -> Layer:
+def _layer(path: str, native: nn.Module, children: list[Layer] | None, kept: dict[int, Rows]) -> Layer:
     """Makes one layer; its children come last first."""
-    module = unwrapped(native)
+    module = unwrapped(native) if native._modules else native
     inner = parametrizations(module) if module._modules else None
     cls = type(module) if inner is None else type_before_parametrizations(module)
     kind = _kind_of(module, cls, leaf=not children)
@@ -99,7 +99,7 @@ def _layer(path: str, native: nn.Module, children: list[Layer] | None) -> Layer:
             path,
             kind,
             cls.__name__,
-            tuple([_parameter(prefix + name, _role(kind, name), array) for name, array in parameters.items() if array is not None]),
+            tuple(_parameters(prefix, kind, parameters, kept)) if parameters else (),
             tuple([_buffer(prefix + name, _buffer_role(module, name, array), array) for name, array in buffers.items() if array is not None])
             if buffers
             else (),
@@ -119,10 +119,16 @@ def _with_parametrizations(module: nn.Module, inner: nn.ModuleDict) -> tuple[Nam
     return {**module._parameters, **dict(parameters)}, {**module._buffers, **dict(buffers)}
 
 
-def _parameter(path: str, role: str, array: torch.Tensor) -> Parameter:
-    dtype, untrainable = _dtype(array.dtype)
-    status: Status = "trainable" if array.requires_grad else "frozen"
-    return Parameter(path, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable, frozen_rows(array) if array.requires_grad else None)
+def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> list[Parameter]:
+    made = []
+    for name, array in named.items():
+        if array is not None:
+            dtype, untrainable = _dtype(array.dtype)
+            trains = array.requires_grad
+            status: Status = "trainable" if trains else "frozen"
+            rows = kept.get(id(array)) if trains and kept else None
+            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, _role(kind, name), array, untrainable, rows))
+    return made
 
 
 def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
