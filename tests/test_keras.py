@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kits.keras import MUON, KerasKit, value_of
+from kits.keras_eyes import X, Y, dense, drawing
 from unifreeze import UnifreezeWarning, freeze, summary, unfreeze
 from unifreeze._backends.keras import BACKEND as OURS
 from unifreeze._backends.keras.optimizer import Bank, retarget
@@ -23,8 +23,6 @@ from unifreeze.select import after, before, first, kind, last, upto
 from unifreeze.testing import Conformance
 
 BACKEND = keras.backend.backend()
-X = np.random.default_rng(1).normal(size=(8, 4)).astype("float32")
-Y = np.random.default_rng(2).normal(size=(8, 4)).astype("float32")
 
 
 class TestConformance(Conformance):
@@ -33,22 +31,8 @@ class TestConformance(Conformance):
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    """Draws with numpy, since JAX would compile a program for each shape of a weight."""
-
-    def draw(initializer: Any, shape: tuple[int, ...], dtype: str | None = None, **_: object) -> NDArray[Any]:
-        del initializer
-        limit = np.sqrt(6 / (int(np.prod(shape[:-2])) * sum(shape[-2:])))
-        return numbers.uniform(-limit, limit, shape).astype(dtype or "float32")
-
-    numbers = np.random.default_rng(5)
-    keras.utils.set_random_seed(5)
-    with patch.object(keras.initializers.GlorotUniform, "__call__", draw):
+    with drawing():
         yield
-
-
-def dense(*names: str, units: int = 4, **kwargs: Any) -> Any:
-    """Equal-shaped dense layers in a row."""
-    return keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(units, name=name, **kwargs) for name in names)])
 
 
 def now(model: Any) -> dict[str, NDArray[Any]]:

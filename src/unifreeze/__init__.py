@@ -56,7 +56,8 @@ def __getattr__(name: str) -> Any:
             return value
     if name in {"errors", "select"}:
         return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = "" if name.startswith("_") else import_module(f"{__name__}.errors").near(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{f'; {hint}' if hint else ''}")
 
 
 def __dir__() -> list[str]:

@@ -125,6 +125,8 @@ def _hint(model: object, awake: list[str]) -> Iterator[str]:
     elif isinstance(model, Mapping | list | tuple):
         empty = "it is empty" if not model else "its leaves are no JAX arrays" if "jax" in awake else "a tree of arrays belongs to JAX: import jax first"
         yield f"  {empty}; a tree for the jax backend holds at least one floating-point array. A part of a model is chosen by layers=: freeze(model, layers=…)."
+    elif isinstance(model, Iterator):
+        yield "  it hands things out one by one, as model.parameters() does: give the model, and what is picked of it as params= or layers=."
     elif homes & {"torch", "keras", "optax"}:
         yield "  give the model, and pick a part of it by layers= or params=: freeze(model, layers=…)."
 

@@ -16,6 +16,7 @@ from weakref import ref
 import pytest
 
 import toynet
+import unifreeze
 from unifreeze import Recipe, UnifreezeError, _manager, apply, freeze, layers, summary, unfreeze
 from unifreeze.errors import ArgumentError, BackendError, NothingSelectedError, RecipeError, SelectorError, UnknownModelError
 from unifreeze.plugin import hookimpl
@@ -154,9 +155,16 @@ def test_what_is_no_model_is_told_what_was_meant(model: toynet.Chain) -> None:
         (Path("model.keras"), "a name or a path"),
         ([model.stem, model.head], "chosen by layers="),
         ({}, "it is empty"),
+        (iter([model.head.kernel]), r"(?s)one by one.*params="),
     ]:
         with pytest.raises(UnknownModelError, match=says):
             freeze(wrong)
+
+
+def test_a_misspelt_verb_is_named() -> None:
+    with pytest.raises(AttributeError, match="did you mean 'freeze'"):
+        unifreeze.freez  # noqa: B018
+    assert not hasattr(unifreeze, "_private")
 
 
 def test_a_recipe_is_read_from_a_path(model: toynet.Chain, tmp_path: Path) -> None:
