@@ -333,7 +333,8 @@ def describe(
 ) -> Freezing:
     """Reads off a tree what a Freezing tells."""
     nodes = list(tree.walk())
-    parameters = list(unique(p for layer in nodes for p in layer.parameters))
+    every = [p for layer in nodes for p in layer.parameters]
+    parameters = list(unique(iter(every)))
     return Freezing(
         model=model,
         frozen=tuple(p.path for p in parameters if p.status == "frozen"),
@@ -350,7 +351,7 @@ def describe(
         _tools=tools,
         _fingerprints=_fingerprints(backend, parameters, nodes),
         _layers=frozenset(layer.path for layer in nodes),
-        _trained=frozenset(p.path for layer in nodes for p in layer.parameters if p.status == "trainable"),
+        _trained=frozenset([p.path for p in every if p.status == "trainable"]),
     )
 
 

@@ -90,7 +90,8 @@ class Wish:
         """
         settled = self._settled()
         frozen = {path for path in base.frozen if settled.get(path, True) is True} | {path for path, part in settled.items() if part is True}
-        rows = {path: some for path, some in {**base.rows, **settled}.items() if isinstance(some, Rows)}
+        rows = {path: some for path, some in base.rows.items() if path not in settled}
+        rows |= {path: some for path, some in settled.items() if isinstance(some, Rows)}
         held = self._without_torn_containers({**base.inference, **self._held})
         inference = {path: how for path, how in held.items() if how is not None}
         parameters = {p.path for layer in self.nodes for p in layer.parameters} if exact else settled.keys()

@@ -113,10 +113,12 @@ def _set_flags(freezing: list[Parameter], thawing: list[Parameter], stack: ExitS
     for parameter in freezing:
         array = cast(torch.Tensor, parameter.array)
         # An optimizer moves whatever has a gradient: a stale one by itself, a zero one by its momentum and its decay.
-        if array.requires_grad or array.grad is not None:
-            before.append((array, array.requires_grad, array.grad))
+        trains, gradient = array.requires_grad, array.grad
+        if trains or gradient is not None:
+            before.append((array, trains, gradient))
             array.requires_grad = False
-            array.grad = None
+            if gradient is not None:
+                array.grad = None
     for parameter in thawing:
         array = cast(torch.Tensor, parameter.array)
         before.append((array, array.requires_grad, array.grad))

@@ -7,12 +7,14 @@ import hashlib
 import io
 from collections.abc import Hashable
 from math import isqrt
+from typing import cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _TINY = 64
+_STRIDED = torch.strided
 _SMALL = 1 << 16
 _WIDEST = 1 << 17
 # An odd number stays odd, so invertible modulo 2**64, in every power.
@@ -21,13 +23,17 @@ _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 
 def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
+    if type(array) in _PLAIN:
+        plain = cast("torch.Tensor", array)
+        if plain.is_cpu and plain.layout is _STRIDED and not plain.is_quantized and plain.nbytes <= _TINY and plain.is_contiguous():
+            return ctypes.string_at(plain.data_ptr(), plain.nbytes)  # the short way, for models of very many small arrays
     if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
         return None
     if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
         return tuple(fingerprint(getattr(array, name)) for name in array.__tensor_flatten__()[0])
     if array.layout is not torch.strided or array.is_quantized:
         return _digest(_saved(array))
-    plain: torch.Tensor = _folded(array) if array.nbytes > _SMALL else array
+    plain = _folded(array) if array.nbytes > _SMALL else array
     if not (plain.is_cpu and plain.is_contiguous()):
         plain = plain.detach().contiguous().cpu()
     return _digest(ctypes.string_at(plain.data_ptr(), plain.nbytes))

@@ -36,6 +36,7 @@ _HOMES = {"torch.nn.modules.activation": "activation", "torch.nn.modules.pooling
 # What other libraries call modules that derive from none of these. Transformers' Conv1D is a dense layer with its kernel transposed.
 _LEAF_NAMES = (("rmsnorm", "rms_norm"), ("layernorm", "layer_norm"), ("groupnorm", "group_norm"), ("dropout", "dropout"), ("droppath", "dropout"))
 _VAGUE = ("other", "container")
+_UNSURE = ("conv", *_VAGUE)
 _BUFFER_ROLES = {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
 
 Named = Mapping[str, torch.Tensor | None]
@@ -45,15 +46,16 @@ Found = tuple[str, int, nn.Module]
 def read(model: nn.Module) -> Layer:
     """Reads the model: one pass over its modules and one back, without recursion, so that neither length nor depth matters."""
     found, kept = _modules(model), frozen_rows()
-    children: dict[int, list[Layer]] = {}
+    children: list[list[Layer] | None] = [None] * len(found)
     for place in range(len(found) - 1, 0, -1):
         path, parent, native = found[place]
-        layer = _layer(path, native, children.pop(place, None), kept)
-        if parent in children:
-            children[parent].append(layer)
-        else:
+        layer = _layer(path, native, children[place], kept)
+        siblings = children[parent]
+        if siblings is None:
             children[parent] = [layer]
-    return _layer("", model, children.get(0), kept)
+        else:
+            siblings.append(layer)
+    return _layer("", model, children[0], kept)
 
 
 def _modules(model: nn.Module) -> list[Found]:
@@ -88,10 +90,13 @@ def _is_above(module: nn.Module, place: int, found: list[Found]) -> bool:
 
 def _layer(path: str, native: nn.Module, children: list[Layer] | None, kept: dict[int, Rows]) -> Layer:
     """Makes one layer; its children come last first."""
-    module = unwrapped(native) if native._modules else native
-    inner = parametrizations(module) if module._modules else None
-    cls = type(module) if inner is None else type_before_parametrizations(module)
-    kind = _kind_of(module, cls, leaf=not children)
+    inside = native._modules
+    module = unwrapped(native) if inside else native
+    inner = parametrizations(module) if inside else None
+    cls: type = type(module) if inner is None else type_before_parametrizations(module)
+    kind = _kind(cls, not children)
+    if kind in _UNSURE:
+        kind = _settled(kind, module)
     prefix = f"{path}." if path else ""
     parameters, buffers = (module._parameters, module._buffers) if inner is None else _with_parametrizations(module, inner)
     try:
@@ -124,10 +129,10 @@ def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> 
     for name, array in named.items():
         if array is not None:
             dtype, untrainable = _dtype(array.dtype)
-            trains = array.requires_grad
-            status: Status = "trainable" if trains else "frozen"
-            rows = kept.get(id(array)) if trains and kept else None
-            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, _role(kind, name), array, untrainable, rows))
+            status: Status = "trainable" if array.requires_grad else "frozen"
+            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, _role(kind, name), array, untrainable))
+            if kept and array.requires_grad:
+                made[-1].rows = kept.get(id(array))
     return made
 
 
@@ -156,8 +161,8 @@ def _role(kind: str, name: str) -> str:
     return common_role(kind, made if own.startswith("original") else own or name)
 
 
-def _kind_of(module: nn.Module, cls: type, *, leaf: bool) -> str:
-    kind = _kind(cls, leaf)
+def _settled(kind: str, module: nn.Module) -> str:
+    """What a class alone does not tell of the kind."""
     if kind == "conv":
         return "depthwise_conv" if 1 < module.groups == module.in_channels else "conv"
     return "batch_norm" if kind in _VAGUE and "running_mean" in module._buffers else kind
