@@ -30,7 +30,8 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
         warnings.simplefilter("always", UnifreezeWarning)
         warnings.showwarning = _warned(warnings.showwarning, as_json=as_json)
         try:
-            return int(typer.main.get_command(app).main(list(words), prog_name="unifreeze", standalone_mode=False) or 0)
+            status = int(typer.main.get_command(app).main(list(words), prog_name="unifreeze", standalone_mode=False) or 0)
+            sys.stdout.flush()
         except BrokenPipeError:
             # Python would complain once more when it closes what it could not flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,6 +40,7 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
             return 130
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a sentence
             return _end(error, as_json=as_json, debug=debug)
+        return status
 
 
 def _asks_for_json(words: Sequence[str]) -> bool:

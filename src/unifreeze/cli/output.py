@@ -18,9 +18,15 @@ from unifreeze import Summary
 from .options import Format
 
 
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to ``ending``: rich would exit with 1, which means here that something was found."""
+        raise BrokenPipeError
+
+
 def terminal() -> Console:
     """Returns where to print: the terminal in its width, or a pipe, where no line is broken."""
-    return Console() if sys.stdout.isatty() else Console(width=100_000)
+    return _Stdout() if sys.stdout.isatty() else _Stdout(width=100_000)
 
 
 def waiting(what: str) -> AbstractContextManager[object]:
