@@ -18,6 +18,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = [group.removeprefix("test-") for group in PROJECT["dependency-groups"] if group.startswith("test-")]
 REPORTS = Path(".conformance")
 RAN: list[str] = []
+# Their blocks of Python run in the sessions that they name, see conftest.py.
+PAGES = ["README.md", *sorted(map(str, Path("docs").glob("*.md")))]
 # The pinned frameworks have wheels for this one everywhere.
 PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
@@ -57,7 +59,9 @@ def core(session: nox.Session) -> None:
     """The core on the toy backend, with no framework installed."""
     _install(session, ".", "./examples/unifreeze-toy", group="test")
     session.run("python", "-c", "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'keras', 'jax', 'flax', 'equinox')))")
-    session.run("pytest", "tests/core", "examples/unifreeze-toy/tests", "--doctest-modules", "--pyargs", *_doctested(), *session.posargs)
+    session.run(
+        "pytest", "tests/core", "examples/unifreeze-toy/tests", *PAGES, "--doctest-modules", "--pyargs", *_doctested(), *session.posargs, env={"PAGES": "core"}
+    )
 
 
 def _doctested() -> list[str]:
@@ -83,7 +87,9 @@ def tests(session: nox.Session, backend: str) -> None:
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
     doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing", "unifreeze._recipe"] if backend == "torch" else []
-    session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD)
+    session.run(
+        "pytest", *_files(backend), *PAGES, *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend}
+    )
 
 
 def _files(backend: str) -> list[str]:
@@ -138,8 +144,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
-    """The documentation, strictly: a broken link or reference is an error."""
-    _install(session, "-e", ".", group="docs")
+    """The documentation, strictly: a broken link or reference, or a page that is not what the program says now, is an error."""
+    _install(session, "-e", ".", "./examples/unifreeze-toy", group="docs")
+    session.run("python", "docs/generate.py", "--check")
     session.run("mkdocs", "build", "--strict", "--quiet")
 
 

@@ -8,6 +8,7 @@ app = typer.Typer(
     help="Freeze layers in Keras 3, PyTorch and JAX, and prove that they stay frozen.",
     epilog="Exit status: 0 all is well; 1 something was found, or a proof failed; 2 wrong use, or an error of unifreeze; 3 the target's own code raised.",
     no_args_is_help=True,
+    context_settings={"max_content_width": 110},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
