@@ -264,7 +264,7 @@ def bring_about(
     applied = backend.apply(model, request)
     with ExitStack() as safely:
         safely.callback(applied.undo)
-        tree = backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state)
+        tree = applied.tree or (backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state))
         skipped = {**skipped, **applied.skipped}
         undo = _after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
         freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)

@@ -18,7 +18,7 @@ from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
 from .stray import watch_wrappers_left_behind, watch_wrappers_outside
-from .tree import read
+from .tree import again, read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
 
@@ -44,7 +44,8 @@ class TorchBackend(Backend):
             watch_wrappers_outside(root, changing + thawing, stack)
             warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
+            tree = again(request.tree)
+            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped, tree=tree)
 
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
