@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, select
     from ._api import apply, freeze, layers, record, summary, unfreeze
-    from ._freezing import Freezing, Proof
+    from ._freezing import Freezing
+    from ._guard import Guard, guard
     from ._manager import backends
     from ._port import Correspondence, Ported, correspond, port
     from ._recipe import Phase, Recipe, Step
     from ._record import Record
     from ._summary import Summary
+    from ._verify import Proof
     from .errors import UnifreezeError, UnifreezeWarning
 
 __all__ = [
     "Correspondence",
     "Freezing",
+    "Guard",
     "Phase",
     "Ported",
     "Proof",
@@ -31,6 +34,7 @@ __all__ = [
     "correspond",
     "errors",
     "freeze",
+    "guard",
     "layers",
     "port",
     "record",
@@ -39,11 +43,16 @@ __all__ = [
     "unfreeze",
 ]
 
-_ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
+_ROOMS = {
+    "_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"),
+    "_freezing": ("Freezing",),
+    "_guard": ("Guard", "guard"),
+    "_manager": ("backends",),
+    "_port": ("Correspondence", "Ported", "correspond", "port"),
     "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
-    "_port": ("Correspondence", "Ported", "correspond", "port"),
     "_summary": ("Summary",),
+    "_verify": ("Proof",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }
 

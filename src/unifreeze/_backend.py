@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._graph import Traced
+from ._moves import Clue
 from ._rows import Rows
 from ._tree import Layer, State
 from .errors import BackendError
@@ -90,6 +91,34 @@ class Backend(ABC):
         import hashlib
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
+
+    def values(self, array: Any) -> Any:
+        """Returns a copy of an array's values as a NumPy array, for ``verify`` to say by how much it moved; ``None`` for one that holds no values.
+
+        Its type holds every value exactly (``bfloat16`` as ``float32``). The default suits arrays that NumPy understands.
+        """
+        import numpy as np
+
+        return np.array(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:  # noqa: ARG002 - for those who have some
+        """Says, once something frozen has moved, what the framework's own objects tell of it: left gradients, and optimizers that hold it. By path.
+
+        Args:
+            model: The model.
+            tree: What ``layers`` says of it now.
+            optimizer: An optimizer or its state, where the user gave one to ``verify``.
+            living: Whether to search for optimizers among all living objects, where that takes time.
+        """
+        return {}
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:  # noqa: ARG002 - for those who have ways to say it
+        """Reads what this framework's users write to say what trains (masks, labels, filters): paths of parameters.
+
+        Raises:
+            BackendError: If it can't be read; by default, always.
+        """
+        raise BackendError(f"trainable= of a model of {self.name} is a Freezing or a selector.\n  given: {type(said).__name__}")
 
     def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
         """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""

@@ -13,6 +13,7 @@ import pluggy
 
 from ._backend import Applied, Backend, Request
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
+from ._moves import Clue
 from ._rows import Rows
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
@@ -23,6 +24,7 @@ __all__ = [
     "ArgumentError",
     "Backend",
     "BackendError",
+    "Clue",
     "ExitStack",
     "Graph",
     "Inference",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import toynet
-from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, Status, hookimpl, role
+from unifreeze.plugin import Applied, Backend, Clue, Layer, Parameter, Request, Status, hookimpl, role
 
 KINDS = {
     "Dense": "dense",
@@ -63,6 +64,21 @@ class ToynetBackend(Backend):
     def fingerprint(self, array: toynet.Variable) -> bytes:
         """The bytes themselves: toynet's models are small."""
         return array.value.tobytes()
+
+    def values(self, array: toynet.Variable) -> toynet.Values:
+        """A copy."""
+        return array.value.copy()
+
+    def clues(self, model: toynet.Layer, tree: Layer, optimizer: toynet.Optimizer | None = None, *, living: bool = True) -> dict[str, Clue]:
+        """Left gradients, and what the given optimizer keeps."""
+        del model, living
+        return {p.path: self._clue(p.array, optimizer) for layer in tree.walk() for p in layer.parameters}
+
+    def _clue(self, variable: Any, optimizer: toynet.Optimizer | None) -> Clue:
+        left = "" if variable.gradient is None else "some" if variable.gradient.any() else "zero"
+        if optimizer is None or variable not in optimizer.variables:
+            return Clue(left)
+        return Clue(left, "Optimizer", moments=id(variable) in optimizer.slots, decay=optimizer.decay)
 
 
 def _set(undo: ExitStack, thing: object, attribute: str, value: object) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, cast
 from weakref import ref
 
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, Traced, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, Clue, ExitStack, Layer, Parameter, Request, Rows, Traced, hookimpl
 
 from . import graph
 from .checkpointing import warn_of_dead_gradients, without_gradient
-from .fingerprint import fingerprint
+from .clues import clues
+from .fingerprint import fingerprint, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
@@ -57,6 +58,15 @@ class TorchBackend(Backend):
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def values(self, array: object) -> Any:
+        """A copy on the host; of a sharded tensor, the part that this process holds."""
+        return values(array)
+
+    def clues(self, model: object, tree: Layer, optimizer: object = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """Left gradients, and living optimizers that hold a parameter."""
+        del model
+        return clues(tree, optimizer, living=living)
 
     def take(self, array: object, rows: Rows) -> torch.Tensor:
         """The rows on their own device, where they are dense and in one piece."""
