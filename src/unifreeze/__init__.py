@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, select
     from ._api import apply, freeze, layers, record, summary, unfreeze
+    from ._audit import Report, audit
+    from ._finding import Finding
     from ._freezing import Freezing
     from ._guard import Guard, guard
     from ._manager import backends
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Correspondence",
+    "Finding",
     "Freezing",
     "Guard",
     "Phase",
@@ -25,11 +28,13 @@ __all__ = [
     "Proof",
     "Recipe",
     "Record",
+    "Report",
     "Step",
     "Summary",
     "UnifreezeError",
     "UnifreezeWarning",
     "apply",
+    "audit",
     "backends",
     "correspond",
     "errors",
@@ -45,6 +50,8 @@ __all__ = [
 
 _ROOMS = {
     "_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"),
+    "_audit": ("Report", "audit"),
+    "_finding": ("Finding",),
     "_freezing": ("Freezing",),
     "_guard": ("Guard", "guard"),
     "_manager": ("backends",),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from ._finding import Finding
 from ._graph import Traced
 from ._moves import Clue
 from ._rows import Rows
@@ -119,6 +120,23 @@ class Backend(ABC):
             BackendError: If it can't be read; by default, always.
         """
         raise BackendError(f"trainable= of a model of {self.name} is a Freezing or a selector.\n  given: {type(said).__name__}")
+
+    def modes(self, model: Any, tree: Layer) -> Mapping[str, Literal["training", "still"]]:  # noqa: ARG002 - for those who can see it
+        """Says of layers how they run in the next training step, for ``audit``: ``training``, or ``still`` (kept at inference by hand, or inactive). By path.
+
+        A layer of which the model does not tell is left out.
+        """
+        return {}
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:  # noqa: ARG002 - for those who have rules
+        """Looks for what only this framework can get wrong. Nothing by default. It changes nothing.
+
+        Args:
+            model: The model.
+            tree: The tree, with the statuses that are meant.
+            optimizers: What the user gave as ``optimizer=``.
+        """
+        return ()
 
     def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
         """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""

@@ -12,7 +12,7 @@ from ._freezing import Freezing, label_of
 from ._manager import backend_of
 from ._moves import explain
 from ._said import as_said
-from ._tree import STATELESS, Layer, Parameter, state_of, unique
+from ._tree import STATELESS, Layer, Parameter, state_of, unique, wholes
 from ._verify import Kept, Proof, broken, copies, fingerprint
 from .errors import ArgumentError, BackendError, FrozenMovedError, NothingSelectedError
 
@@ -124,7 +124,7 @@ class Guard:
 def _guarded(tree: Layer, *, buffers: bool) -> Iterator[Parameter]:
     """Frozen parameters, also those of which only some rows are; then the buffers of frozen layers and of those that are held."""
     nodes = list(tree.walk())
-    frozen = {path for path, whole in _wholes(tree).items() if whole}
+    frozen = {path for path, whole in wholes(tree).items() if whole}
     parameters = (p for layer in nodes for p in layer.parameters if p.status == "frozen" or p.rows is not None)
     still = (
         buffer
@@ -136,22 +136,6 @@ def _guarded(tree: Layer, *, buffers: bool) -> Iterator[Parameter]:
     yield from unique(parameters)
     if buffers:
         yield from unique(still)
-
-
-def _wholes(tree: Layer) -> dict[str, bool]:
-    """For each layer, whether all parameters in it are frozen; one without any goes with what it is in."""
-    nodes = list(tree.walk())
-    inside: dict[str, list[bool]] = {}
-    for layer in reversed(nodes):
-        own = [parameter.status == "frozen" for parameter in layer.parameters]
-        inside[layer.path] = [*([all(own)] if own else []), *(all(inside[child.path]) for child in layer.children if inside[child.path])]
-    whole: dict[str, bool] = {}
-    pending = [(tree, False)]
-    while pending:
-        layer, above = pending.pop()
-        whole[layer.path] = all(inside[layer.path]) if inside[layer.path] else above
-        pending.extend((child, whole[layer.path]) for child in layer.children)
-    return whole
 
 
 def _repair(backend: Backend) -> str:
