@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from ._finding import Finding
 from ._graph import Traced
+from ._moves import Clue
 from ._rows import Rows
 from ._tree import Layer, State
 from .errors import BackendError
@@ -92,6 +94,51 @@ class Backend(ABC):
         import hashlib
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
+
+    def values(self, array: Any) -> Any:
+        """Returns a copy of an array's values as a NumPy array, for ``verify`` to say by how much it moved; ``None`` for one that holds no values.
+
+        Its type holds every value exactly (``bfloat16`` as ``float32``). The default suits arrays that NumPy understands.
+        """
+        import numpy as np
+
+        return np.array(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:  # noqa: ARG002 - for those who have some
+        """Says, once something frozen has moved, what the framework's own objects tell of it: left gradients, and optimizers that hold it. By path.
+
+        Args:
+            model: The model.
+            tree: What ``layers`` says of it now.
+            optimizer: An optimizer or its state, where the user gave one to ``verify``.
+            living: Whether to search for optimizers among all living objects, where that takes time.
+        """
+        return {}
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:  # noqa: ARG002 - for those who have ways to say it
+        """Reads what this framework's users write to say what trains (masks, labels, filters): paths of parameters.
+
+        Raises:
+            BackendError: If it can't be read; by default, always.
+        """
+        raise BackendError(f"trainable= of a model of {self.name} is a Freezing or a selector.\n  given: {type(said).__name__}")
+
+    def modes(self, model: Any, tree: Layer) -> Mapping[str, Literal["training", "still"]]:  # noqa: ARG002 - for those who can see it
+        """Says of layers how they run in the next training step, for ``audit``: ``training``, or ``still`` (kept at inference by hand, or inactive). By path.
+
+        A layer of which the model does not tell is left out.
+        """
+        return {}
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:  # noqa: ARG002 - for those who have rules
+        """Looks for what only this framework can get wrong. Nothing by default. It changes nothing.
+
+        Args:
+            model: The model.
+            tree: The tree, with the statuses that are meant.
+            optimizers: What the user gave as ``optimizer=``.
+        """
+        return ()
 
     def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
         """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""

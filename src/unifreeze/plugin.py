@@ -7,12 +7,15 @@ A backend turns a model into plain data (``layers``) and can set what is frozen 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import pluggy
 
 from ._backend import Applied, Backend, Request
+from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
+from ._moves import Clue
 from ._rows import Rows
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
@@ -23,13 +26,16 @@ __all__ = [
     "ArgumentError",
     "Backend",
     "BackendError",
+    "Clue",
     "ExitStack",
+    "Finding",
     "Graph",
     "Inference",
     "Layer",
     "Parameter",
     "Request",
     "Rows",
+    "Severity",
     "Source",
     "Sources",
     "State",
@@ -60,6 +66,13 @@ class Hooks:
     @hookspec(firstresult=True)
     def unifreeze_backend(self, model: object) -> Backend | None:
         """Returns the backend that speaks for ``model``, or ``None``. Never ``False``, which would count as an answer."""
+
+    @hookspec
+    def unifreeze_audit(self, model: object, tree: Layer, optimizers: tuple[object, ...]) -> Iterable[Finding] | None:
+        """Returns what a further rule finds in ``model``, or ``None``. Every plugin that is awake is asked about every model.
+
+        The codes are the plugin's own: letters that tell whose they are, and a number.
+        """
 
 
 def role(kind: str, name: str) -> str:

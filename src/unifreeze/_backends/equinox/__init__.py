@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
 
-from unifreeze._backends.jax import abstract, adopt, fingerprint
+from unifreeze._backends.jax import abstract, adopt, clues, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
-from unifreeze.plugin import Applied, Backend, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, Clue, Layer, Request, hookimpl
 
 from . import tree
 from .plan import EquinoxPlan
@@ -34,6 +34,19 @@ class EquinoxBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""
         return fingerprint(array)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host."""
+        return values(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """What an optimizer's state keeps for a leaf."""
+        del model, living
+        return clues(tree, optimizer)
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:
+        """Reads a mask of what trains, labels or a filter."""
+        return trainable(_parted(model)[0], tree, said)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves."""

@@ -16,10 +16,11 @@ from typing import Any
 
 import keras
 
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, Traced, hookimpl
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Layer, Request, Traced, hookimpl
 
 from . import drift, figures, graph, resume, training, tree
-from .fingerprint import fingerprint
+from .clues import clues
+from .fingerprint import fingerprint, values
 from .flags import Setter
 from .optimizer import Bank, retarget
 
@@ -94,6 +95,15 @@ class KerasBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""
         return fingerprint(array)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host."""
+        return values(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """Optimizers that still hold a variable, and a gradient that was left on it."""
+        del model, living
+        return clues(tree, optimizer)
 
 
 def _arrays(root: Layer) -> Iterable[Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from unifreeze._backends.jax import fingerprint
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
+from unifreeze._backends.jax import clues, fingerprint, values
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Layer, Request, hookimpl
 
 from . import swap, tree
 from .optimizer import Tools
@@ -45,6 +46,22 @@ class NnxBackend(Backend):
         value = raw(array)
         prints = [fingerprint(leaf) for leaf in ([value] if isinstance(value, jax.Array) else jax.tree.leaves(value))]
         return None if None in prints else tuple(prints)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host; ``None`` for a variable whose value is no array."""
+        value = raw(array)
+        return values(value) if isinstance(value, jax.Array | np.ndarray) else None
+
+    def clues(self, model: nnx.Module, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """What an optimizer's state keeps for a variable."""
+        del model, living
+        return clues(tree, optimizer)
+
+    def trainable(self, model: nnx.Module, tree: Layer, said: Any) -> Iterable[str]:
+        """Reads a filter, such as the ``wrt`` of an optimizer."""
+        fits = nnx.filterlib.to_predicate(said)
+        picked = {id(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable) and fits(path, node)}
+        return [p.path for layer in tree.walk() for p in layer.parameters if id(p.array) in picked]
 
 
 BACKEND = NnxBackend()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Literal, cast
 from weakref import ref
 
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, Traced, hookimpl
+from unifreeze.plugin import Applied, Backend, BackendError, Clue, ExitStack, Finding, Layer, Parameter, Request, Rows, Traced, hookimpl
 
 from . import graph
+from .audit import findings, modes
 from .checkpointing import warn_of_dead_gradients, without_gradient
-from .fingerprint import fingerprint
+from .clues import clues
+from .fingerprint import fingerprint, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
@@ -58,6 +60,25 @@ class TorchBackend(Backend):
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def values(self, array: object) -> Any:
+        """A copy on the host; of a sharded tensor, the part that this process holds."""
+        return values(array)
+
+    def clues(self, model: object, tree: Layer, optimizer: object = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """Left gradients, and living optimizers that hold a parameter."""
+        del model
+        return clues(tree, optimizer, living=living)
+
+    def modes(self, model: object, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """Every module knows its mode."""
+        del model
+        return modes(tree)
+
+    def audit(self, model: object, tree: Layer, optimizers: tuple[object, ...]) -> Iterable[Finding]:
+        """Memory, optimizers with one state for all, and wrappers."""
+        del model
+        return findings(tree, optimizers)
 
     def take(self, array: object, rows: Rows) -> torch.Tensor:
         """The rows on their own device, where they are dense and in one piece."""

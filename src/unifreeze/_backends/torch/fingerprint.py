@@ -7,10 +7,13 @@ import hashlib
 import io
 from collections.abc import Hashable
 from math import isqrt
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _TINY = 64
@@ -71,3 +74,16 @@ def _saved(array: torch.Tensor) -> bytes:
     file = io.BytesIO()
     torch.save(array.detach(), file)
     return file.getvalue()
+
+
+def values(array: object) -> NDArray[Any] | None:
+    """Returns a copy of a tensor's values in NumPy; ``None`` for a tensor that holds none, or that NumPy can't show (sparse, quantised)."""
+    if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
+        return None
+    plain = array.detach()
+    plain = plain.to_local() if hasattr(plain, "to_local") else plain
+    if plain.layout is not torch.strided or plain.is_quantized or hasattr(plain, "__tensor_flatten__"):
+        return None
+    narrow = plain.is_floating_point() and plain.dtype not in {torch.float16, torch.float32, torch.float64}
+    found: NDArray[Any] = (plain.float() if narrow else plain).cpu().resolve_conj().resolve_neg().numpy().copy()
+    return found
