@@ -13,7 +13,9 @@ import pluggy
 
 from ._backend import Applied, Backend, Request
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
+from ._inputs import Inputs, Shape, Spec
 from ._rows import Rows
+from ._slots import Slots, named, times
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -26,12 +28,16 @@ __all__ = [
     "ExitStack",
     "Graph",
     "Inference",
+    "Inputs",
     "Layer",
     "Parameter",
     "Request",
     "Rows",
+    "Shape",
+    "Slots",
     "Source",
     "Sources",
+    "Spec",
     "State",
     "Status",
     "Traced",
@@ -44,8 +50,10 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "merged",
+    "named",
     "natural",
     "role",
+    "times",
 ]
 
 hookspec = pluggy.HookspecMarker("unifreeze")

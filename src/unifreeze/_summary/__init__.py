@@ -2,5 +2,6 @@
 
 from .rows import LayerStatus, Row, Totals
 from .table import Summary
+from .training import Training
 
-__all__ = ["LayerStatus", "Row", "Summary", "Totals"]
+__all__ = ["LayerStatus", "Row", "Summary", "Totals", "Training"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from unifreeze._rows import Rows
 from unifreeze._tree import Inference, Layer, Parameter, Status
 
+#: One array as a summary remembers it, so that it keeps no model alive: path, shape, element type, status, frozen rows.
+Array = tuple[str, tuple[int, ...], str, Status, Rows | None]
 LayerStatus = Literal["trainable", "frozen", "partial", "held", ""]
 
 
@@ -30,6 +32,9 @@ class Row:
         inference: How the layer itself is held: ``norm`` or ``all``; ``None`` where it follows the model's mode.
         drifts: Whether all parameters of the layer itself are frozen while its statistics go on moving (``inference="none"``).
         frozen_rows: Frozen rows of the layer's own parameters of which only some rows are frozen.
+        repeat: How many equal layers this row stands for, itself among them (``collapse=True``); its counts are those of one.
+        last: Path of the last of them.
+        more: What was computed for a column that was asked for: ``dtype``, ``statistics``, ``mode``, ``why``; ``None`` where nothing was.
     """
 
     path: str
@@ -45,6 +50,9 @@ class Row:
     inference: Inference | None = None
     drifts: bool = False
     frozen_rows: int = 0
+    repeat: int = 1
+    last: str = ""
+    more: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -95,6 +103,7 @@ class Count:
     def __init__(self, tree: Layer) -> None:
         self.totals = Totals()
         self.owner: dict[int, str] = {}
+        self.arrays: list[Array] = []
         nodes = list(_with_depth(tree))
         own = [self._own(layer) for layer, _ in nodes]
         sums: dict[str, _Sums] = {}
@@ -113,7 +122,9 @@ class Count:
         """What the layer itself adds, who else reaches its arrays, and how many rows of them are frozen."""
         counts = _Sums()
         again, frozen_rows = "", 0
+        remember = self.arrays.append
         for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
+            remember((parameter.path, parameter.shape, parameter.dtype, parameter.status, parameter.rows))
             counts.statuses |= _FLAGS[parameter.status] if parameter.rows is None else _PARTIAL
             frozen_rows += 0 if parameter.rows is None else len(parameter.rows)
             key = id(parameter.array)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from io import StringIO
 from typing import TYPE_CHECKING
+
+from .columns import COLUMNS, DEFAULT, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -12,51 +16,60 @@ if TYPE_CHECKING:
     from .rows import Row
     from .table import Summary
 
-HEAD = ("Layer", "Type", "Output shape", "Parameters", "Status")
-COUNT = "Parameters"
 _STYLE = {"trainable": "green", "frozen": "cyan", "partial": "yellow", "held": "cyan"}
 
 
-def cells(row: Row, indent: str) -> tuple[str, ...]:
-    """Returns a row as text, its name indented by depth."""
-    name = indent * row.depth + (row.path.rpartition(".")[2] or row.type)
-    count = f"{row.parameters:,}" if row.parameters or not row.shared_with else ""
-    notes = [f"{row.frozen_rows:,} rows frozen"] if row.frozen_rows else []
-    if row.shared_with:
-        notes.append(f"shared with {row.shared_with}")
-    if row.drifts:
-        notes.append("statistics move")
-    return name, row.type, _shape(row.output_shape), count, row.status + (f" ({', '.join(notes)})" if notes else "")
+def shown_columns(summary: Summary) -> tuple[str, ...]:
+    """The columns; unless they were chosen, output shapes are left out where none is known (in PyTorch)."""
+    if summary.columns != DEFAULT or any(row.output_shape is not None for row in summary.rows):
+        return summary.columns
+    return tuple(name for name in summary.columns if name != "output_shape")
 
 
-def lines(summary: Summary, indent: str) -> Iterator[list[str]]:
-    """The head and the rows as text. A column that would be empty in every row (output shapes in PyTorch) is left out."""
-    shapes = any(row.output_shape is not None for row in summary.rows)
-    kept = [place for place, word in enumerate(HEAD) if shapes or word != "Output shape"]
-    for line in (HEAD, *(cells(row, indent) for row in summary.rows)):
-        yield [line[place] for place in kept]
+def cells(summary: Summary, row: Row, indent: str = "") -> list[str]:
+    """A row as text, with its name indented by depth; in a list, its name is its path."""
+    return [_layer(summary, row, indent) if name == "layer" else COLUMNS[name].cell(row) for name in shown_columns(summary)]
+
+
+def _layer(summary: Summary, row: Row, indent: str) -> str:
+    return row.path or row.type if summary.listed else indent * row.depth + COLUMNS["layer"].cell(row)
 
 
 def sentences(summary: Summary) -> list[str]:
     """Returns the totals in words, and the notes."""
     t = summary.totals
-    by_dtype = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in sorted(t.bytes_by_dtype.items()))
+    by_dtype = ", ".join(f"{dtype} {size_text(size)}" for dtype, size in sorted(t.bytes_by_dtype.items()))
     return [
-        f"Parameters: {t.parameters:,} ({_bytes(t.bytes_trainable + t.bytes_frozen)})",
-        f"trainable: {t.trainable:,} ({_bytes(t.bytes_trainable)})",
-        f"frozen: {t.frozen:,} ({_bytes(t.bytes_frozen)})",
-        f"Buffers: {t.buffers:,} ({_bytes(t.bytes_buffers)})",
+        f"Parameters: {t.parameters:,} ({size_text(t.bytes_trainable + t.bytes_frozen)})",
+        f"trainable: {t.trainable:,} ({size_text(t.bytes_trainable)})",
+        f"frozen: {t.frozen:,} ({size_text(t.bytes_frozen)})",
+        f"Buffers: {t.buffers:,} ({size_text(t.bytes_buffers)})",
         f"Bytes by type: {by_dtype or 'none'}",
+        *_training(summary),
+        *([f"Shown: {len(summary.rows):,} of {summary.layers:,} layers"] if summary.listed and len(summary.rows) < summary.layers else []),
         *summary.notes,
     ]
 
 
+def _training(summary: Summary) -> Iterator[str]:
+    needed = summary.training
+    if needed is not None:
+        yield f"Training needs besides: gradients {size_text(needed.gradients)}, state of {needed.optimizer} {size_text(needed.state)} ({needed.formula})"
+
+
 def markdown(summary: Summary) -> str:
     """Returns a Markdown table and the totals below it."""
-    head, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines(summary, "&nbsp;&nbsp;"))
-    rule = ["--:" if word == COUNT else "---" for word in head]
-    table = [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
-    return "\n".join([*table, "", *(f"- {line}" for line in sentences(summary))])
+    heads = [COLUMNS[name] for name in shown_columns(summary)]
+    lines = [[head.head for head in heads], ["--:" if head.right else "---" for head in heads]]
+    lines += [[_escaped(cell) for cell in cells(summary, row, "&nbsp;&nbsp;")] for row in summary.rows]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {_escaped(line)}" for line in sentences(summary))])
+
+
+def _escaped(text: str) -> str:
+    """A name can neither end a cell nor become markup; the indent of a cell is ours and stays."""
+    indent, _, name = text.rpartition("&nbsp;") if text.startswith("&nbsp;") else ("", "", text)
+    marked = re.sub(r"([\\|`*\[])|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(name, quote=False))
+    return (f"{indent}&nbsp;" if indent or text != name else "") + re.sub(r"\s+", " ", marked)
 
 
 def rich_table(summary: Summary) -> Table:
@@ -65,12 +78,13 @@ def rich_table(summary: Summary) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    head, *rows = lines(summary, "  ")
-    table = Table(title=summary.label, caption="\n".join(sentences(summary)), caption_justify="left", box=box.SIMPLE_HEAD)
-    for word in head:
-        table.add_column(word, justify="right" if word == COUNT else "left", overflow="fold")
-    for *plain_cells, status in rows:
-        table.add_row(*map(Text, plain_cells), Text(status, style=_STYLE.get(status.partition(" ")[0], "dim")))
+    names = shown_columns(summary)
+    table = Table(title=Text(summary.label), caption=Text("\n".join(sentences(summary))), caption_justify="left", box=box.SIMPLE_HEAD)
+    for name in names:
+        table.add_column(COLUMNS[name].head, justify="right" if COLUMNS[name].right else "left", overflow="fold")
+    for row in summary.rows:
+        style = _STYLE.get(row.status, "dim")
+        table.add_row(*(Text(cell, style=style if name == "status" else "") for name, cell in zip(names, cells(summary, row, "  "), strict=True)))
     return table
 
 
@@ -81,19 +95,6 @@ def plain(summary: Summary) -> str:
     out = StringIO()
     Console(file=out, width=_width(), color_system=None).print(summary)
     return out.getvalue().rstrip()
-
-
-def _shape(shape: tuple[int | None, ...] | None) -> str:
-    return "" if shape is None else "(" + ", ".join("-" if axis is None else str(axis) for axis in shape) + ")"
-
-
-def _bytes(size: int) -> str:
-    amount = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if amount < 1024 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:,.2f} {unit}"
-        amount /= 1024
-    raise AssertionError
 
 
 def _width() -> int:
