@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from ._finding import Finding
 from ._graph import Traced
+from ._inputs import Inputs, Shape
 from ._moves import Clue
 from ._rows import Rows
+from ._slots import Slots
 from ._tree import Layer, State
 from .errors import BackendError
 
@@ -175,6 +177,34 @@ class Backend(ABC):
             BackendError: If the model has an operation that can't be traced; by default, always.
         """
         raise BackendError(f"The {self.name} backend can't trace the dataflow of a {type(model).__name__}, so it knows no correspondence.")
+
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - for those who override it
+        """Returns the shape of each layer's output, by path, when the model is called so; of several arrays, that of the first; of several calls, too.
+
+        Optional. Nothing is computed, and the model, its modes, its statistics and every random state are afterwards as they were.
+
+        Args:
+            model: The model, or the abstract one that a ``Freezing`` keeps.
+            tree: What ``layers`` returned for it.
+            inputs: What to call it with; a ``Spec`` stands for an array of its shape.
+
+        Raises:
+            BackendError: If the model can't be called so; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend can't tell output shapes from an input.\n  Leave inputs= and input_shape= out.")
+
+    def mode(self, layer: Layer) -> str:  # noqa: ARG002 - for those who override it
+        """Returns ``"train"`` or ``"eval"``, as the layer itself says; empty where the mode is given at the call. Optional."""
+        return ""
+
+    def slots(self, optimizer: str) -> Slots:
+        """Returns what an optimizer of this framework keeps of each parameter, by its name in small letters, such as ``"adamw"``. Optional.
+
+        Raises:
+            ArgumentError: If there is none of that name; ``plugin.named`` says so.
+            BackendError: If the backend knows no optimizers; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend does not know what {optimizer} keeps in memory.\n  Leave optimizer= out.")
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
@@ -14,6 +15,9 @@ from ._backend import Backend, Request, nothing
 from ._moves import Moved, explain
 from ._rows import Rows
 from ._summary import Summary
+from ._summary.make import summarise
+from ._summary.wanted import Wanted
+from ._told import Calls, Told, forget, remember
 from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
 from ._verify import Kept, Proof, broken, copies, fingerprint, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
@@ -62,6 +66,7 @@ class Freezing:
     _trained: frozenset[str] = frozenset()
     _ids: Mapping[str, int] = field(default_factory=dict)
     _copies: Mapping[str, Any] = field(default_factory=dict)
+    _told: Calls = ()
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -79,12 +84,12 @@ class Freezing:
             return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
         every = frozenset(parameter.path for layer in tree.walk() for parameter in layer.parameters)
         request = Request(with_state(tree, self._state), self._before, every, frozenset(layer.path for layer in tree.walk()))
-        return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints)
+        return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints, told=self._told[:-1])
 
-    def summary(self, *, depth: int | None = None) -> Summary:
-        """Returns the table of layers and totals; see ``unifreeze.summary``."""
+    def summary(self, **wanted: Any) -> Summary:
+        """Returns the table of layers and totals; it takes the arguments of ``unifreeze.summary``."""
         tree = read(self._backend, self.model, self._state)
-        return Summary.of(tree, self._label, depth=depth, notes=self._backend.remarks(tree))
+        return summarise(self._backend, self.model, tree, self._label, Wanted.of(wanted), told=[one for call in self._told for one in call])
 
     def verify(self, model: object = None, *, optimizer: object = None) -> Proof:
         """Compares every frozen parameter, and every buffer of a layer that is held, with what it was at the call: byte by byte, by its fingerprint.
@@ -241,19 +246,32 @@ def bring_about(
     picked: Iterable[str],
     skipped: Mapping[str, str] = MappingProxyType({}),
     known: Mapping[str, Hashable] = MappingProxyType({}),
+    told: Calls = (),
 ) -> Freezing:
-    """Asks the backend, and describes what came of it. ``known`` are fingerprints of arrays that an abstract model does not show."""
+    """Asks the backend, and describes what came of it.
+
+    ``known`` are fingerprints of arrays that an abstract model does not show; ``told`` is what was asked for, in words, call by call.
+    """
     before = state_of(list(request.tree.walk()))
     applied = backend.apply(model, request)
     with ExitStack() as safely:
         safely.callback(applied.undo)
         tree = applied.tree or (backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state))
         skipped = {**skipped, **applied.skipped}
-        undo = _after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
+        undo = applied.undo
+        if backend.in_place:
+            undo = _after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
         freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
-    return replace(freezing, _fingerprints={**freezing._fingerprints, **blank}) if any(blank.values()) else freezing
+    if any(blank.values()):
+        freezing = replace(freezing, _fingerprints={**freezing._fingerprints, **blank})
+    return freezing if backend.in_place else replace(freezing, _told=told)
+
+
+def _undone(undo: Callable[[], None], calls: list[Told], told: Calls) -> None:
+    undo()
+    forget(calls, told)
 
 
 @dataclass(eq=False)

@@ -15,8 +15,10 @@ import pluggy
 from ._backend import Applied, Backend, Request
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
+from ._inputs import Inputs, Shape, Spec
 from ._moves import Clue
 from ._rows import Rows
+from ._slots import Slots, named, times
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -31,13 +33,17 @@ __all__ = [
     "Finding",
     "Graph",
     "Inference",
+    "Inputs",
     "Layer",
     "Parameter",
     "Request",
     "Rows",
     "Severity",
+    "Shape",
+    "Slots",
     "Source",
     "Sources",
+    "Spec",
     "State",
     "Status",
     "Traced",
@@ -50,8 +56,10 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "merged",
+    "named",
     "natural",
     "role",
+    "times",
 ]
 
 hookspec = pluggy.HookspecMarker("unifreeze")

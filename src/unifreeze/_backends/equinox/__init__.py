@@ -9,10 +9,12 @@ import equinox as eqx
 
 from unifreeze._backends.jax import abstract, adopt, clues, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
-from unifreeze.plugin import Applied, Backend, Clue, Layer, Request, hookimpl
+from unifreeze._backends.jax.slots import SLOTS
+from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import tree
 from .plan import EquinoxPlan
+from .shapes import output_shapes
 
 
 class EquinoxBackend(Backend):
@@ -30,6 +32,19 @@ class EquinoxBackend(Backend):
         """Returns the plan; the module itself is left alone."""
         module, _ = _parted(model)
         return Applied(abstract(model), tools=plan_of(module, request, kind=EquinoxPlan))
+
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - a copy is read
+        """Calls a copy of the module in inference, on the shapes of one example."""
+        return output_shapes(_parted(model)[0], inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """What the module's own switch says."""
+        switch = getattr(layer.native, "inference", None)
+        return ("eval" if switch else "train") if isinstance(switch, bool) else ""
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of optax."""
+        return named(optimizer, SLOTS)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""

@@ -10,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Layer, Request, hookimpl
+from unifreeze._backends.jax.slots import SLOTS
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import swap, tree
 from .optimizer import Tools
 from .parts import raw
+from .shapes import output_shapes
 
 
 class NnxBackend(Backend):
@@ -40,6 +42,19 @@ class NnxBackend(Backend):
                     how = request.state.inference.get(layer.path) if layer.path in request.layers else layer.inference
                     swap.hold(layer.native, how, before)
             return Applied(model, undo.pop_all().close, Tools(model))
+
+    def output_shapes(self, model: nnx.Module, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - a copy is read
+        """Calls a copy of the module in inference, on shapes."""
+        return output_shapes(model, inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """What the module's own switches say."""
+        switches = [vars(layer.native).get(name) for name in ("deterministic", "use_running_average")] if isinstance(layer.native, nnx.Module) else []
+        return next(("eval" if switch else "train" for switch in switches if isinstance(switch, bool)), "")
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of optax."""
+        return named(optimizer, SLOTS)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""

@@ -9,7 +9,24 @@ from weakref import ref
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, Clue, ExitStack, Finding, Layer, Parameter, Request, Rows, Traced, hookimpl
+from unifreeze.plugin import (
+    Applied,
+    Backend,
+    BackendError,
+    Clue,
+    ExitStack,
+    Finding,
+    Inputs,
+    Layer,
+    Parameter,
+    Request,
+    Rows,
+    Shape,
+    Slots,
+    Traced,
+    hookimpl,
+    named,
+)
 
 from . import graph
 from .audit import findings, modes
@@ -19,6 +36,8 @@ from .fingerprint import fingerprint, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
+from .shapes import output_shapes
+from .slots import SLOTS
 from .stray import watch_wrappers_left_behind, watch_wrappers_outside
 from .tree import again, read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
@@ -56,6 +75,18 @@ class TorchBackend(Backend):
     def graph(self, model: object, shape: tuple[int, ...] | None) -> Traced:
         """Traces the weighted dataflow in inference."""
         return graph.trace(cast(nn.Module, model), self.layers(model), shape)
+
+    def output_shapes(self, model: object, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:
+        """Runs the module in inference on fake tensors."""
+        return output_shapes(cast(nn.Module, model), tree, inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """The module's own flag."""
+        return "train" if cast(nn.Module, layer.native).training else "eval"
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of ``torch.optim``, and lion."""
+        return named(optimizer, SLOTS)
 
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
