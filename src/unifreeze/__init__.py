@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ._api import apply, freeze, layers, record, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
-    from ._port import Correspondence, Ported, correspond, port
+    from ._port import Correspondence, KerasView, Ported, correspond, keras_view, port
     from ._recipe import Phase, Recipe, Step
     from ._record import Record
     from ._summary import Summary
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Correspondence",
     "Freezing",
+    "KerasView",
     "Phase",
     "Ported",
     "Proof",
@@ -31,6 +32,7 @@ __all__ = [
     "correspond",
     "errors",
     "freeze",
+    "keras_view",
     "layers",
     "port",
     "record",
@@ -42,7 +44,7 @@ __all__ = [
 _ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
     "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
-    "_port": ("Correspondence", "Ported", "correspond", "port"),
+    "_port": ("Correspondence", "KerasView", "Ported", "correspond", "keras_view", "port"),
     "_summary": ("Summary",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }

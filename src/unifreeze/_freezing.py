@@ -266,7 +266,7 @@ def bring_about(
         safely.callback(applied.undo)
         tree = backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state)
         skipped = {**skipped, **applied.skipped}
-        undo = _after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
+        undo = after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
         freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
@@ -305,7 +305,8 @@ class _Calls(list[_Revert]):
 _calls: WeakKeyDictionary[Any, ref[_Calls]] = WeakKeyDictionary()
 
 
-def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> _Revert:
+def after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
+    """Enters a call in the register of its model, and returns how to undo it with the later ones on the same paths."""
     try:
         found = _calls.get(model)
         entries = (found and found()) or _Calls()
