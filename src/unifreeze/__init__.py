@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ._freezing import Freezing
     from ._guard import Guard, guard
     from ._manager import backends
-    from ._port import Correspondence, Ported, correspond, port
+    from ._port import Correspondence, KerasView, Ported, correspond, keras_view, port
     from ._recipe import Phase, Recipe, Step
     from ._record import Record
     from ._summary import Summary
@@ -23,6 +23,7 @@ __all__ = [
     "Finding",
     "Freezing",
     "Guard",
+    "KerasView",
     "Phase",
     "Ported",
     "Proof",
@@ -40,6 +41,7 @@ __all__ = [
     "errors",
     "freeze",
     "guard",
+    "keras_view",
     "layers",
     "port",
     "record",
@@ -55,7 +57,7 @@ _ROOMS = {
     "_freezing": ("Freezing",),
     "_guard": ("Guard", "guard"),
     "_manager": ("backends",),
-    "_port": ("Correspondence", "Ported", "correspond", "port"),
+    "_port": ("Correspondence", "KerasView", "Ported", "correspond", "keras_view", "port"),
     "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
     "_summary": ("Summary",),

@@ -260,7 +260,7 @@ def bring_about(
         skipped = {**skipped, **applied.skipped}
         undo = applied.undo
         if backend.in_place:
-            undo = _after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
+            undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
         freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
@@ -306,7 +306,8 @@ class _Calls(list[_Revert]):
 _calls: WeakKeyDictionary[Any, ref[_Calls]] = WeakKeyDictionary()
 
 
-def _after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> _Revert:
+def after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
+    """Enters a call in the register of its model, and returns how to undo it with the later ones on the same paths."""
     try:
         found = _calls.get(model)
         entries = (found and found()) or _Calls()
