@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pluggy
 
+from . import _flow as flow
 from ._backend import Applied, Backend, Request
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
@@ -19,6 +20,7 @@ from ._inputs import Inputs, Shape, Spec
 from ._moves import Clue
 from ._rows import Rows
 from ._slots import Slots, named, times
+from ._tracing import Tracing
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -47,12 +49,14 @@ __all__ = [
     "State",
     "Status",
     "Traced",
+    "Tracing",
     "UnbuiltModelError",
     "UnifreezeError",
     "UnifreezeWarning",
     "Unit",
     "Weight",
     "concatenated",
+    "flow",
     "hookimpl",
     "hookspec",
     "merged",
