@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .correspondence import Correspondence, correspond
-from .freezes import Ported, port
+from .freezes import port
+from .report import Lone, Ported
+from .view import KerasView, keras_view
 
-__all__ = ["Correspondence", "Ported", "correspond", "port"]
+__all__ = ["Correspondence", "KerasView", "Lone", "Ported", "correspond", "keras_view", "port"]

@@ -1,0 +1,125 @@
+"""The twins of the Keras models that recipes are written for, and eyes that tell by values alone which weight went where."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch import nn
+
+#: Recipe by the name of its function, the torchvision twin, what the twin is built with, and the shape of the input.
+TWINS = {
+    "guide": ("mobilenet_v2", {"num_classes": 1}, None),
+    "tutorial": ("mobilenet_v2", {"num_classes": 1}, None),
+    "inception": ("inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
+    "vgg_by_name": ("vgg16", {}, None),
+    "vgg_by_index": ("vgg16", {}, None),
+    "efficientnet": ("efficientnet_b0", {"num_classes": 10}, None),
+    "siamese": ("resnet50", {"num_classes": 256}, None),
+    "segmentation": ("resnet50", {}, None),
+    "first_by_index": ("mobilenet_v2", {}, None),
+}
+
+
+def twin(name: str, **more: Any) -> nn.Module:
+    import torchvision_cpu  # noqa: F401
+
+    return getattr(import_module("torchvision.models"), name)(**more)
+
+
+def randomised(model: Any, seed: int = 0) -> Any:
+    """Every array that starts as zeros or ones gets values of its own, of a size that keeps activations near one."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        name, shape = variable.path.rpartition("/")[2], variable.shape
+        if name in {"gamma", "moving_variance"}:
+            variable.assign(rng.uniform(0.8, 1.2, shape))
+        elif name in {"beta", "bias", "moving_mean"}:
+            variable.assign(rng.uniform(-0.1, 0.1, shape))
+    return model
+
+
+def values(array: Any) -> bytes:
+    """What an array holds whatever its layout: its values in the order of their size."""
+    return np.sort(np.asarray(array, "float32"), axis=None).tobytes()
+
+
+def by_values(model: Any) -> dict[bytes, Any]:
+    """The variables of a Keras model by their values, no two alike."""
+    every = [variable for variable in model.variables if np.issubdtype(np.dtype(variable.dtype), np.floating)]
+    found = {values(keras.ops.convert_to_numpy(variable.value)): variable for variable in every}
+    assert len(found) == len(every)
+    return found
+
+
+#: The module whose output is the feature map that Keras gives without its top.
+BODIES = {"vgg16": "features", "mobilenet_v2": "features", "efficientnet_b0": "features", "resnet50": "layer4", "inception_v3": "Mixed_7c"}
+
+
+def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
+    """What the frameworks do differently and no weight decides: epsilons, where ResNet50 has its strides, pools that count their padding, and the side that an
+    even input is padded on."""
+    modules = dict(model.named_modules())
+    for _, theirs, setting, value, _ in found.differences:
+        if setting in {"epsilon", "stride"}:
+            setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
+    pool, conv = nn.functional.avg_pool2d, nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, **kw: pool(x, **kw, count_include_pad=False))
+
+    def padded(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, *rest: Any) -> Any:
+        half = padding[0]
+        if stride[0] == 2 and half and half == padding[1] and weight.shape[-1] < 7:
+            left = [half - (1 - size % 2) for size in (x.shape[-1], x.shape[-2])]
+            return conv(nn.functional.pad(x, (left[0], half, left[1], half)), weight, bias, stride, 0, *rest)
+        return conv(x, weight, bias, stride, padding, *rest)
+
+    monkeypatch.setattr(nn.functional, "conv2d", padded)
+
+
+def keras_features(model: Any, x: Any) -> Any:
+    """What a Keras model computes below its top, with channels last."""
+    inner = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+    pooled = next((layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D)), None)
+    body = inner or (keras.Model(model.input, pooled.input) if pooled else model)
+    return keras.ops.convert_to_numpy(body(x, training=False))
+
+
+def torch_features(model: nn.Module, body: str, x: Any) -> Any:
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(body).register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        model.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
+    handle.remove()
+    return seen[0].permute(0, 2, 3, 1).numpy()
+
+
+def keras_layers(model: Any) -> list[Any]:
+    return list(model._flatten_layers(include_self=True))
+
+
+def thawed(model: Any) -> Any:
+    """All flags up, one by one."""
+    for layer in keras_layers(model):
+        layer.trainable = True
+    return model
+
+
+def bytes_of(model: nn.Module) -> dict[str, bytes]:
+    return {name: array.detach().numpy().tobytes() for name, array in model.state_dict().items()}
+
+
+def trained(model: nn.Module, x: torch.Tensor) -> None:
+    """Two real steps on all parameters, with momentum and decay."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    model.train()
+    for _ in range(2):
+        out = model(x)
+        outs = out if isinstance(out, tuple) else (out,)
+        optimizer.zero_grad()
+        loss = sum((one**2).mean() for one in outs)
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
