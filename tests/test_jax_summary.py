@@ -98,7 +98,11 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_training_needs_is_what_the_optimizer_holds(name: str, dtype: Any) -> None:
-    trained = {"conv": jnp.ones((3, 3, 200, 130), dtype), "dense": {"kernel": jnp.ones((7, 5), dtype), "bias": jnp.ones(5, dtype)}, "wide": jnp.ones((150, 9), dtype)}
+    trained = {
+        "conv": jnp.ones((3, 3, 200, 130), dtype),
+        "dense": {"kernel": jnp.ones((7, 5), dtype), "bias": jnp.ones(5, dtype)},
+        "wide": jnp.ones((150, 9), dtype),
+    }
     needed = freeze({**trained, "still": {"kernel": jnp.ones((4, 4), dtype)}}, layers="still").summary(optimizer=name).training
     state = OPTIMIZERS[name]().init(trained)
     assert needed.state == sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -62,7 +62,10 @@ def test_asking_for_shapes_changes_nothing(works: bool) -> None:
 
     def state() -> Any:
         classes = [(path, type(node), sorted(vars(node))) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)]
-        values = [np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf).tolist() for leaf in jax.tree.leaves(nnx.state(model))]
+        values = [
+            np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf).tolist()
+            for leaf in jax.tree.leaves(nnx.state(model))
+        ]
         return classes, values, [block.drop.deterministic for block in model.blocks], [block.norm.use_running_average for block in model.blocks]
 
     before = state()

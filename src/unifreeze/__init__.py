@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, select
-    from ._api import apply, freeze, layers, record, summary, unfreeze
+    from ._api import apply, freeze, layers, plot, record, summary, unfreeze
     from ._freezing import Freezing, Proof
     from ._manager import backends
     from ._port import Correspondence, Ported, correspond, port
@@ -32,6 +32,7 @@ __all__ = [
     "errors",
     "freeze",
     "layers",
+    "plot",
     "port",
     "record",
     "select",
@@ -39,7 +40,7 @@ __all__ = [
     "unfreeze",
 ]
 
-_ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
+_ROOMS = {"_api": ("apply", "freeze", "layers", "plot", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
     "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
     "_port": ("Correspondence", "Ported", "correspond", "port"),

@@ -31,7 +31,9 @@ SLOTS = {
     "rmsprop": Slots(times(1), "1 × the parameter: square_avg; 4 bytes each: step", _source("rmsprop"), _STEP),
     "adagrad": Slots(times(1), "1 × the parameter: sum; 4 bytes each: step", _source("adagrad"), _STEP),
     "adadelta": Slots(times(2), "2 × the parameter: square_avg, acc_delta; 4 bytes each: step", _source("adadelta"), _STEP),
-    "adafactor": Slots(_factored, "rows + columns of each matrix: row_var, col_var; all of a vector: variance; 4 bytes each: step", _source("_adafactor"), _STEP),
+    "adafactor": Slots(
+        _factored, "rows + columns of each matrix: row_var, col_var; all of a vector: variance; 4 bytes each: step", _source("_adafactor"), _STEP
+    ),
     "lion": Slots(
         times(1), "1 × the parameter: exp_avg", "Chen et al., Symbolic Discovery of Optimization Algorithms, 2023, program 1; PyTorch has none of its own"
     ),
