@@ -13,7 +13,7 @@ from unifreeze import errors, freeze, summary
 
 L = keras.layers
 APPLICATIONS = {
-    "mobilenet": lambda: keras.applications.MobileNetV2(input_shape=(32, 32, 3), weights=None, classes=5),
+    "mobilenet": lambda: keras.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None, classes=5),
     "densenet": lambda: keras.applications.DenseNet121(input_shape=(64, 64, 3), weights=None, classes=5),
     "efficientnet": lambda: keras.applications.EfficientNetB0(input_shape=(64, 64, 3), weights=None, classes=5),
     "convnext": lambda: keras.applications.ConvNeXtTiny(input_shape=(64, 64, 3), weights=None, classes=5),
@@ -92,21 +92,21 @@ def test_whole_numbers_are_tried_where_a_model_takes_them() -> None:
     assert shapes(model, input_shape=(3, 7))["words"] == (3, 7, 4)
 
 
-O = keras.optimizers
+optimizers = keras.optimizers
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
-    "sgd": lambda: O.SGD(),
-    "momentum": lambda: O.SGD(momentum=0.9),
-    "adam": lambda: O.Adam(),
-    "adamw": lambda: O.AdamW(),
-    "amsgrad": lambda: O.Adam(amsgrad=True),
-    "nadam": lambda: O.Nadam(),
-    "adamax": lambda: O.Adamax(),
-    "rmsprop": lambda: O.RMSprop(),
-    "adagrad": lambda: O.Adagrad(),
-    "adadelta": lambda: O.Adadelta(),
-    "lion": lambda: O.Lion(),
-    "ftrl": lambda: O.Ftrl(),
-    "adafactor": lambda: O.Adafactor(),
+    "sgd": optimizers.SGD,
+    "momentum": lambda: optimizers.SGD(momentum=0.9),
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "amsgrad": lambda: optimizers.Adam(amsgrad=True),
+    "nadam": optimizers.Nadam,
+    "adamax": optimizers.Adamax,
+    "rmsprop": optimizers.RMSprop,
+    "adagrad": optimizers.Adagrad,
+    "adadelta": optimizers.Adadelta,
+    "lion": optimizers.Lion,
+    "ftrl": optimizers.Ftrl,
+    "adafactor": optimizers.Adafactor,
 }
 
 
@@ -116,11 +116,10 @@ def nbytes(variables: Any) -> int:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_training_needs_is_what_the_optimizer_holds(name: str) -> None:
-    model = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3), L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(5), L.Dense(2, name="out")])
+    model = keras.Sequential([keras.Input((7,)), L.Dense(4), L.BatchNormalization(), L.Dense(5), L.Dense(2, name="out")])
     freeze(model, layers="out")
-    model.compile(OPTIMIZERS[name](), "mse")
-    model.fit(np.ones((2, 8, 8, 3), np.float32), np.ones((2, 2), np.float32), verbose=0)
-    optimizer = model.optimizer
+    optimizer, trained = OPTIMIZERS[name](), model.trainable_variables
+    optimizer.apply([keras.ops.ones_like(variable.value) for variable in trained], trained)
     held = {id(variable): variable for variable in optimizer.variables}
     # Keras does not list the stand-ins of Adafactor among the optimizer's variables.
     held |= {id(variable): variable for slot in (getattr(optimizer, "_r", []), getattr(optimizer, "_c", [])) for variable in slot}

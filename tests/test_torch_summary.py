@@ -21,7 +21,7 @@ import timm.optim
 import torchvision
 import transformers
 
-from unifreeze import apply, errors, freeze, summary, unfreeze
+from unifreeze import apply, errors, freeze, plot, summary, unfreeze
 from unifreeze.select import first, upto
 
 COLUMNS = ["path", "status", "dtype", "statistics", "mode", "why"]
@@ -38,8 +38,8 @@ def bert() -> Any:
 
 IMAGE = (2, 3, 64, 64)
 CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "resnet18": (lambda: torchvision.models.resnet18(), torch.zeros(IMAGE)),
-    "squeezenet": (lambda: torchvision.models.squeezenet1_1(), torch.zeros(IMAGE)),
+    "resnet18": (torchvision.models.resnet18, torch.zeros(IMAGE)),
+    "squeezenet": (torchvision.models.squeezenet1_1, torch.zeros(IMAGE)),
     "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), torch.zeros(IMAGE)),
     "llama": (llama, {"input_ids": torch.zeros((2, 7), dtype=torch.int64)}),
     "bert": (bert, torch.zeros((2, 7), dtype=torch.int64)),
@@ -187,7 +187,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
     "adafactor": torch.optim.Adafactor,
-    "lion": lambda p: timm.optim.Lion(p),
+    "lion": timm.optim.Lion,
 }
 
 
@@ -282,3 +282,34 @@ def test_blocks_are_joined_only_where_they_are_equal() -> None:
     model.model.layers[4].mlp.up_proj = nn.Linear(32, 48, bias=False, device="meta", dtype=torch.float16)
     runs = [(row.path, row.last) for row in summary(model, collapse=True).rows if row.repeat > 1]
     assert runs == [("model.layers.0", "model.layers.1")]
+
+
+def test_pandas_gets_a_line_for_each_row() -> None:
+    model = torchvision.models.resnet18()
+    freeze(model, layers="layer1")
+    frame = summary(model, columns=["layer", "why"]).to_pandas()
+    weighted = frame[(frame.status == "frozen") & (frame.kind == "conv")]
+    assert list(weighted.path) == [f"layer1.{i}.conv{k}" for i in (0, 1) for k in (1, 2)]
+    assert set(weighted.why) == {"freeze(layers='layer1')"}
+    assert int(weighted.parameters.sum()) == sum(p.numel() for name, p in model.named_parameters() if name.startswith("layer1.") and "conv" in name)
+
+
+def test_the_picture_has_a_block_for_each_layer_as_wide_as_its_share() -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib.colors import to_hex
+
+    model = torchvision.models.resnet18()
+    freeze(model, layers="layer4")
+    axes = plot(model)
+    blocks = {(round(patch.get_x(), 6), round(patch.get_width(), 6), patch.get_y()): to_hex(patch.get_facecolor()) for patch in axes.patches}
+    total = sum(p.numel() for p in model.parameters())
+    fc, layer4 = (sum(p.numel() for p in part.parameters()) / total for part in (model.fc, model.layer4))
+    assert blocks[round(1 - fc, 6), round(fc, 6), -2] == "#e69f00"
+    assert blocks[round(1 - fc - layer4, 6), round(layer4, 6), -2] == "#0072b2"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["frozen", "trainable", "partial: some of it frozen"]
+    axes.figure.canvas.draw()
+    own = axes.figure.add_subplot()
+    assert summary(nn.Sequential(nn.ModuleDict({"$x_$^{": nn.Linear(2, 2)}))).plot(own) is own
+    axes.figure.canvas.draw()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, select
-    from ._api import apply, freeze, layers, record, summary, unfreeze
+    from ._api import apply, freeze, layers, plot, record, summary, unfreeze
     from ._audit import Report, audit
     from ._finding import Finding
     from ._freezing import Freezing
@@ -43,6 +43,7 @@ __all__ = [
     "guard",
     "keras_view",
     "layers",
+    "plot",
     "port",
     "record",
     "select",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"),
+    "_api": ("apply", "freeze", "layers", "plot", "record", "summary", "unfreeze"),
     "_audit": ("Report", "audit"),
     "_finding": ("Finding",),
     "_freezing": ("Freezing",),

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ._backend import Backend, Request
 from ._freezing import Freezing, bring_about, label_of
@@ -285,6 +285,30 @@ def summary(
 
 
 read_by(summary)
+
+
+@_checked
+def plot(model: object, *, axes: Any = None, depth: int | None = None) -> Any:
+    """Draws an icicle of the parameters by layer, coloured by status, with matplotlib: ``pip install 'unifreeze[plot]'``.
+
+    Args:
+        model: As in ``freeze``.
+        axes: Matplotlib's axes to draw on; new ones if left out.
+        depth: Draws layers down to this depth.
+
+    Returns:
+        The axes.
+
+    Raises:
+        BackendError: If matplotlib is not installed.
+
+    Example:
+        >>> import pytest; torch = pytest.importorskip("torch"); _ = pytest.importorskip("matplotlib").use("agg")
+        >>> from unifreeze import plot
+        >>> plot(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))).get_xlabel()
+        'share of the parameters'
+    """
+    return summary(model, depth=depth).plot(axes)
 
 
 def _set(model: object, layers: object, params: object, rows: object, inference: Held, *, frozen: bool) -> Freezing:

@@ -68,7 +68,7 @@ def markdown(summary: Summary) -> str:
 def _escaped(text: str) -> str:
     """A name can neither end a cell nor become markup; the indent of a cell is ours and stays."""
     indent, _, name = text.rpartition("&nbsp;") if text.startswith("&nbsp;") else ("", "", text)
-    marked = re.sub(r"([\\|`*\[])|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(name, quote=False))
+    marked = re.sub(r"([\\|`*\[])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", html.escape(name, quote=False))
     return (f"{indent}&nbsp;" if indent or text != name else "") + re.sub(r"\s+", " ", marked)
 
 

@@ -36,7 +36,8 @@ def output_shapes(module: Any, inputs: Inputs) -> Mapping[str, Shape]:
             native: Any = layer.native
             if isinstance(native, eqx.Module) and callable(native):
                 object.__setattr__(native, _PATH, layer.path)
-                object.__setattr__(native, "__class__", _watching(type(native)))
+                kind: Any = type(native)
+                object.__setattr__(native, "__class__", _watching(kind))
         token = _note.set(note)
         try:
             copy(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ def output_shapes(model: nn.Module, tree: Layer, inputs: Inputs) -> Mapping[str,
     found: dict[str, Shape] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        first = next(_tensors(output), None)
-        for path in paths.get(id(module), ()) if first is not None else ():
-            found.setdefault(path, tuple(map(int, first.shape)))
+        for first in islice(_tensors(output), 1):
+            for path in paths.get(id(module), ()):
+                found.setdefault(path, tuple(map(int, first.shape)))
 
     try:
         with _as_it_was(root), FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), _eager():
