@@ -105,7 +105,7 @@ class Freezing:
             raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters as they are now: freezing.verify(params).")
         subject = self.model if model is None else model
         tree = self._backend.layers(subject)
-        kept = Kept(self._fingerprints, self._state.rows, self._copies, self._ids if subject is self.model else {})
+        kept = Kept(self._fingerprints, self._state.rows, self._copies, self._ids if subject is self.model else {}, flags=self._backend.in_place)
         wrong = broken(self._backend, subject, tree, kept, optimizer)
         wrong += [*self._let_go(tree), *self._added(tree), *(Moved(path, "backend", why) for path, why in self._backend.objections(subject))]
         if wrong:

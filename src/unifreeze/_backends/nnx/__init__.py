@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Layer, Request, hookimpl
 
 from . import swap, tree
+from .audit import findings, modes
 from .optimizer import Tools
 from .parts import raw
 
@@ -21,6 +22,7 @@ class NnxBackend(Backend):
     """Speaks for ``nnx.Module``."""
 
     name = "nnx"
+    has_flags = False  # by hand, filters say what trains
 
     def layers(self, model: nnx.Module) -> Layer:
         """Reads the module and everything inside it."""
@@ -56,6 +58,15 @@ class NnxBackend(Backend):
         """What an optimizer's state keeps for a variable."""
         del model, living
         return clues(tree, optimizer)
+
+    def modes(self, model: nnx.Module, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """Modes that are attributes."""
+        del model
+        return modes(tree)
+
+    def audit(self, model: nnx.Module, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
+        """What an optimizer moves."""
+        return findings(model, tree, optimizers)
 
     def trainable(self, model: nnx.Module, tree: Layer, said: Any) -> Iterable[str]:
         """Reads a filter, such as the ``wrt`` of an optimizer."""
