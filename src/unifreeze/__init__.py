@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from . import errors, select
     from ._api import apply, freeze, layers, plot, record, summary, unfreeze
     from ._audit import Report, audit
+    from ._digest import Digest
     from ._finding import Finding
     from ._freezing import Freezing
     from ._guard import Guard, guard
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Correspondence",
+    "Digest",
     "Finding",
     "Freezing",
     "Guard",
@@ -54,6 +56,7 @@ __all__ = [
 _ROOMS = {
     "_api": ("apply", "freeze", "layers", "plot", "record", "summary", "unfreeze"),
     "_audit": ("Report", "audit"),
+    "_digest": ("Digest",),
     "_finding": ("Finding",),
     "_freezing": ("Freezing",),
     "_guard": ("Guard", "guard"),

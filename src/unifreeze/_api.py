@@ -7,12 +7,12 @@ import gc
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from ._backend import Backend, Request
-from ._freezing import Freezing, bring_about, label_of
+from ._freezing import Freezing, bring_about, label_of, prints_of
 from ._manager import read as _read
 from ._recipe import Recipe
 from ._record import Record, is_record
@@ -25,8 +25,9 @@ from ._summary.table import read_by
 from ._summary.wanted import Wanted
 from ._told import Told, call_text
 from ._tree import Layer, Parameter, State, state_of
+from ._verify import fingerprint
 from ._wish import Held, Wish
-from .errors import ArgumentError, SelectorError, UnifreezeWarning, UntrainableError, near
+from .errors import ArgumentError, BackendError, FrozenMovedError, SelectorError, UnifreezeWarning, UntrainableError, near
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,18 +128,21 @@ def unfreeze(model: object, layers: object = None, *, params: object = None, row
 
 
 @_checked
-def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | os.PathLike[str]) -> Freezing:
+def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | os.PathLike[str], *, values: bool = True) -> Freezing:
     """Makes the state of the model exactly what a recipe or a record says: whatever it does not freeze is trainable afterwards.
 
     Args:
         model: As in ``freeze``.
-        recipe: A ``Recipe`` or a ``Record``, its dictionary form, its JSON text (a recipe also YAML), or the ``Path`` of a file.
+        recipe: A ``Recipe`` or a ``Record``, its dictionary form, its JSON text (a recipe also YAML), or the ``Path`` of a file; a record may stand in the
+            metadata of a ``.safetensors`` file.
+        values: Whether the weights must be those that were frozen, where a record was taken with ``values=True``. Load the weights first.
 
     Returns:
         A ``Freezing`` for the whole recipe; ``undo`` takes all of it back.
 
     Raises:
         RecipeError: If the recipe can't be read, or a record is of another architecture.
+        FrozenMovedError: If the frozen weights are not those that were recorded.
         NothingSelectedError: If a step picks nothing in this model; the message names the step.
         ConflictError: If two layers share a parameter and the recipe gives them different statuses.
 
@@ -153,7 +157,11 @@ def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | 
     label = label_of(tree, backend)
     if is_record(recipe):
         wish = Wish(tree, label)
-        request = Record.read(recipe).request(tree, label)  # type: ignore[arg-type]
+        read = Record.read(recipe)  # type: ignore[arg-type]
+        request = read.request(tree, label)
+        _need_rows(backend, tree, request)
+        if values:
+            _need_values(backend, model, tree, read)
         wish.picked = {layer.path for layer in wish.nodes if any(parameter.path in request.state.frozen for parameter in layer.parameters)}
         wish.told = [Told("apply(a record)", True, request.state.frozen, request.state.inference)]
         return _bring_about(backend, model, wish, request, knowingly=True)
@@ -167,6 +175,25 @@ def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | 
         )
     knowingly = any(step.layers == "**" and step.params is None for step in steps)
     return _bring_about(backend, model, wish, wish.request(State(frozen=never), exact=True), knowingly=knowingly)
+
+
+def _need_rows(backend: Backend, tree: Layer, request: Request) -> None:
+    """Lets the backend object to rows before anything changes."""
+    for parameter in tree.arrays() if request.state.rows else ():
+        if parameter.path in request.state.rows:
+            backend.take(parameter.array, request.state.rows[parameter.path])
+
+
+def _need_values(backend: Backend, model: object, tree: Layer, read: Record) -> None:
+    """Raises unless the weights are those that the record knows, if it knows any."""
+    label, known = label_of(tree, backend), model._fingerprints if isinstance(model, Freezing) and not backend.in_place else {}
+    wrong = list(read.differing(tree, label, lambda array, rows: known.get(array.path) or fingerprint(backend, array.array, rows)))
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise FrozenMovedError(
+            f"These are not the weights that were frozen: {len(wrong)} arrays of {label} differ from the record.\n  {shown}\n"
+            "  Load the weights that belong to the record first; or apply(model, record, values=False) to freeze whatever is there."
+        )
 
 
 @_checked
@@ -193,14 +220,19 @@ def layers(model: object, layers: object = None) -> tuple[Layer, ...]:
 
 
 @_checked
-def record(model: object) -> Record:
+def record(model: object, *, values: bool = False) -> Record:
     """Returns what is frozen in the model now, as a record to keep beside a saved model. ``apply`` brings it about in the same architecture.
 
     Args:
-        model: As in ``freeze``.
+        model: As in ``freeze``. Of a JAX pytree the ``Freezing``, for the tree does not carry it.
+        values: Also keeps a digest of each array that shall not move, so that ``apply`` can tell whether a loaded model has the weights that were frozen. For
+            a pytree these are the values that its ``Freezing`` was made with.
 
     Returns:
-        A ``Record``; write its ``to_json()`` to a file, and give ``apply`` the file's ``Path``.
+        A ``Record``; ``save`` it to a file beside the weights, and give ``apply`` the file's ``Path``.
+
+    Raises:
+        BackendError: If ``values`` are asked for and some are not known.
 
     Example:
         >>> import pytest; torch = pytest.importorskip("torch")
@@ -212,7 +244,15 @@ def record(model: object) -> Record:
         ('0.weight', '0.bias')
     """
     backend, tree = _read(model)
-    return Record.of(tree, label_of(tree, backend), backend.notes(model.model if isinstance(model, Freezing) else model, tree))
+    label, prints = label_of(tree, backend), _prints(backend, model, tree) if values else {}
+    blank = next((path for path, value in prints.items() if value is None), None)
+    if blank is not None:
+        raise BackendError(f"The values of {blank} of {label} are not known.\n  Take the record of a model that has its weights, or leave out values=True.")
+    return Record.of(tree, label, backend.notes(model.model if isinstance(model, Freezing) else model, tree), prints)
+
+
+def _prints(backend: Backend, model: object, tree: Layer) -> Mapping[str, Hashable]:
+    return model._fingerprints if isinstance(model, Freezing) and not backend.in_place else prints_of(backend, tree)
 
 
 @_checked

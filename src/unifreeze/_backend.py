@@ -68,10 +68,12 @@ class Backend(ABC):
         name: The name that users see, such as ``torch``.
         in_place: Whether ``apply`` changes the model itself, so that ``layers`` shows what is frozen. Where a model can't carry any state
             (a pytree), set it to ``False``: ``layers`` then reports every parameter as trainable, and the ``Freezing`` carries the state.
+        has_flags: Whether the model shows what its users froze by hand. Where they say it elsewhere (in a filter), ``audit`` goes by ``trainable=``.
     """
 
     name: str
     in_place: bool = True
+    has_flags: bool = True
 
     @abstractmethod
     def layers(self, model: Any) -> Layer:

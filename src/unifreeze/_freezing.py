@@ -12,6 +12,7 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
 
 from ._backend import Backend, Request, nothing
+from ._digest import Digest, digest_of
 from ._moves import Moved, explain
 from ._rows import Rows
 from ._summary import Summary
@@ -110,7 +111,7 @@ class Freezing:
             raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters as they are now: freezing.verify(params).")
         subject = self.model if model is None else model
         tree = self._backend.layers(subject)
-        kept = Kept(self._fingerprints, self._state.rows, self._copies, self._ids if subject is self.model else {})
+        kept = Kept(self._fingerprints, self._state.rows, self._copies, self._ids if subject is self.model else {}, flags=self._backend.in_place)
         wrong = broken(self._backend, subject, tree, kept, optimizer)
         wrong += [*self._let_go(tree), *self._added(tree), *(Moved(path, "backend", why) for path, why in self._backend.objections(subject))]
         if wrong:
@@ -153,6 +154,27 @@ class Freezing:
         arrays, rows = {path: there[path] for path in self._fingerprints}, self._state.rows
         prints = {path: fingerprint(self._backend, array, rows.get(path)) for path, array in arrays.items()}
         return replace(self, _fingerprints=prints, _copies=copies(self._backend, arrays, rows) if exact else {})
+
+    def digest(self, model: object = None) -> Digest:
+        """Returns short texts that name what is frozen (``plan``) and its bytes (``values``), to log, and to compare across restarts and ranks.
+
+        Args:
+            model: The model whose values are meant, where it is not changed in place. Without it they are those that the Freezing was made with.
+
+        Example:
+            >>> import pytest; torch = pytest.importorskip("torch")
+            >>> from unifreeze import freeze
+            >>> _ = torch.manual_seed(0)
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+            >>> one, other = freeze(model, layers="0").digest(), freeze(model, layers="1").digest()
+            >>> len(one.plan), len(one.values), one.plan == other.plan
+            (16, 16, False)
+        """
+        if isinstance(model, Freezing):
+            raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters themselves: freezing.digest(params).")
+        tree = read(self._backend, self.model if model is None else model, self._state)
+        fresh = model is not None or self._backend.in_place
+        return digest_of(tree, prints_of(self._backend, tree) if fresh else self._fingerprints)
 
     def _let_go(self, tree: Layer) -> Iterator[Moved]:
         """The layers that no longer run as at inference; until their statistics move, no array shows it."""
@@ -216,7 +238,7 @@ class Freezing:
         raise AttributeError(name)
 
     def __dir__(self) -> list[str]:
-        own = ["changed", "frozen", "held", "layers", "model", "remember", "rows", "skipped", "summary", "trainable", "undo", "verify"]
+        own = ["changed", "digest", "frozen", "held", "layers", "model", "remember", "rows", "skipped", "summary", "trainable", "undo", "verify"]
         return sorted({*own, *(name for name in dir(self._tools) if not name.startswith("_") and self._tools is not None)})
 
     def __eq__(self, other: object) -> bool:
@@ -351,7 +373,7 @@ def describe(
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_fingerprints(backend, parameters, nodes),
+        _fingerprints=_prints(backend, parameters, nodes),
         _ids={p.path: id(p.array) for p in parameters if p.status == "frozen"} if backend.in_place else {},
         _layers=frozenset(layer.path for layer in nodes),
         _trained=frozenset([p.path for p in every if p.status == "trainable"]),
@@ -381,7 +403,13 @@ def _above(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def _fingerprints(backend: Backend, parameters: list[Parameter], nodes: list[Layer]) -> dict[str, Hashable]:
+def prints_of(backend: Backend, tree: Layer) -> dict[str, Hashable]:
+    """Fingerprints of all that a tree shows to be promised."""
+    nodes = list(tree.walk())
+    return _prints(backend, list(unique(p for layer in nodes for p in layer.parameters)), nodes)
+
+
+def _prints(backend: Backend, parameters: list[Parameter], nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
     prints = {p.path: backend.fingerprint(p.array) for p in parameters if p.status == "frozen"}
     prints |= {p.path: fingerprint(backend, p.array, p.rows) for p in parameters if p.rows is not None}

@@ -54,7 +54,7 @@ def guard(model: object, *, trainable: object = None, exact: bool = False, buffe
         model = model.model
     backend = backend_of(model)
     tree = as_said(backend, model, backend.layers(model), trainable)
-    return Guard(backend, model, tree, exact=exact, buffers=buffers)
+    return Guard(backend, model, tree, exact=exact, buffers=buffers, flags=backend.in_place and trainable is None)
 
 
 class Guard:
@@ -65,9 +65,9 @@ class Guard:
         arrays: Paths of the arrays that are guarded.
     """
 
-    def __init__(self, backend: Backend, model: object, tree: Layer, *, exact: bool, buffers: bool) -> None:
+    def __init__(self, backend: Backend, model: object, tree: Layer, *, exact: bool, buffers: bool, flags: bool) -> None:
         self.label = label_of(tree, backend)
-        self._backend, self._model, self._exact, self._checked = backend, model, exact, False
+        self._backend, self._model, self._exact, self._flags, self._checked = backend, model, exact, flags, False
         self._still = list(_guarded(tree, buffers=buffers))
         self._gradients = {path: clue.gradient for path, clue in backend.clues(model, tree, living=False).items() if clue.gradient}
         self._rows = dict(state_of(list(tree.walk())).rows)
@@ -84,7 +84,7 @@ class Guard:
             raise BackendError(f"{blank} of {self.label} holds no values, so nothing can be said of it later.\n  Give the real arrays.")
         kept = copies(self._backend, arrays, self._rows) if self._exact else {}
         ids = {path: id(array) for path, array in arrays.items()} if self._backend.in_place else {}
-        self._kept = Kept(prints, self._rows, kept, ids, self._gradients)
+        self._kept = Kept(prints, self._rows, kept, ids, self._gradients, self._flags)
 
     def check(self, model: object = None, *, optimizer: object = None) -> Proof:
         """Compares now, and says what was compared.

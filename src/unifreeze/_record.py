@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from ._backend import Request
-from ._tree import Inference, Layer, State
+from ._digest import own, short
+from ._rows import Rows
+from ._tree import Inference, Layer, Parameter, State
 from .errors import RecipeError
 
 _SAMPLE = '{"layers": [{"at": "0", "path": "stem", "type": "Dense", "shapes": [[4, 3], [3]], "frozen": [0, 1]}]}'
-_KEYS = {"at", "path", "type", "shapes", "frozen", "held", "notes"}
+_KEYS = {"at", "path", "type", "shapes", "frozen", "rows", "held", "notes", "values"}
+# Which way of making digests of values these are; another one's can't be compared.
+_DIGESTS = 1
+_HEADER = 100_000_000  # what safetensors itself takes at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class Entry:
         frozen: Which of them are frozen, by their place.
         held: How the layer is held at inference, or ``None``.
         notes: What else the backend keeps of a parameter, by its place.
+        rows: The frozen rows of parameters of which only some are, by their place.
+        values: Digests of what shall not move of its arrays, by their own name, where they were asked for.
     """
 
     at: str
@@ -39,6 +47,8 @@ class Entry:
     frozen: tuple[int, ...] = ()
     held: Inference | None = None
     notes: Mapping[int, object] = field(default_factory=dict)
+    rows: Mapping[int, Rows] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the entry as plain data."""
@@ -47,6 +57,10 @@ class Entry:
             words["held"] = self.held
         if self.notes:
             words["notes"] = {str(place): note for place, note in self.notes.items()}
+        if self.rows:
+            words["rows"] = {str(place): list(map(list, rows.spans)) for place, rows in self.rows.items()}
+        if self.values:
+            words["values"] = dict(self.values)
         return words
 
     def __str__(self) -> str:
@@ -74,9 +88,9 @@ class Record:
     layers: tuple[Entry, ...]
 
     @classmethod
-    def of(cls, tree: Layer, label: str, notes: Mapping[str, object]) -> Self:
-        """Reads a record off a tree, with what the backend notes by parameter path."""
-        return cls(label, tuple(_entry(at, layer, notes) for at, layer in _placed(tree) if layer.weighted or layer.inference is not None))
+    def of(cls, tree: Layer, label: str, notes: Mapping[str, object], prints: Mapping[str, Hashable] = MappingProxyType({})) -> Self:
+        """Reads a record off a tree, with what the backend notes by parameter path, and with digests of these fingerprints."""
+        return cls(label, tuple(_entry(at, layer, notes, prints) for at, layer in _placed(tree) if layer.weighted or layer.inference is not None))
 
     @classmethod
     def read(cls, source: Record | Mapping[str, object] | str | os.PathLike[str]) -> Self | Record:
@@ -89,18 +103,42 @@ class Record:
             return source
         found = plain(source)
         entries = found.get("layers") if isinstance(found, Mapping) else None
-        if not isinstance(found, Mapping) or not isinstance(entries, list | tuple) or found.keys() - {"model", "layers"}:
+        if not isinstance(found, Mapping) or not isinstance(entries, list | tuple) or found.keys() - {"model", "layers", "values"}:
             raise RecipeError(f"A record is an object with a list of layers, as unifreeze.record(model).to_json() writes it.\n  It reads like {_SAMPLE}")
+        if found.get("values", _DIGESTS) != _DIGESTS:
+            entries = [{key: word for key, word in entry.items() if key != "values"} if isinstance(entry, Mapping) else entry for entry in entries]
         return cls(str(found.get("model", "")), tuple(_read(f"layers[{i}]", entry) for i, entry in enumerate(entries)))
 
     def to_dict(self) -> dict[str, object]:
         """Returns the record as plain data, which ``read`` and ``apply`` take back."""
-        return {"model": self.model, "layers": [entry.to_dict() for entry in self.layers]}
+        return {"model": self.model, **self._digests(), "layers": [entry.to_dict() for entry in self.layers]}
+
+    def _digests(self) -> dict[str, int]:
+        return {"values": _DIGESTS} if any(entry.values for entry in self.layers) else {}
 
     def to_json(self) -> str:
         """Returns the record as JSON text, a line for each layer."""
         lines = ",\n  ".join(json.dumps(entry.to_dict(), ensure_ascii=False) for entry in self.layers)
-        return f'{{"model": {json.dumps(self.model, ensure_ascii=False)}, "layers": [\n  {lines}\n]}}\n'
+        head = json.dumps({"model": self.model, **self._digests()}, ensure_ascii=False)[:-1]
+        return f'{head}, "layers": [\n  {lines}\n]}}\n'
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the record to a JSON file, beside the saved model."""
+        Path(file).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Record:
+        """Reads a record from a JSON file, or from the metadata of a ``.safetensors`` file.
+
+        Raises:
+            RecipeError: If there is none.
+        """
+        return cls.read(Path(file))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The record as metadata for a safetensors file: ``save_file(tensors, "model.safetensors", metadata=record(model).metadata)``."""
+        return {"unifreeze": json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))}
 
     def request(self, tree: Layer, label: str) -> Request:
         """Returns what to ask the backend for, so that ``tree`` comes to be as recorded.
@@ -114,8 +152,24 @@ class Record:
         frozen |= {parameter.path for layer in nodes for parameter in layer.parameters if parameter.untrainable}
         held = {layer.path: entry.held for entry, layer in found if entry.held is not None}
         notes = {layer.parameters[place].path: note for entry, layer in found for place, note in entry.notes.items()}
+        rows = {layer.parameters[place].path: some for entry, layer in found for place, some in entry.rows.items()}
         every = frozenset(parameter.path for layer in nodes for parameter in layer.parameters)
-        return Request(tree, State(frozenset(frozen), held), every, frozenset(layer.path for layer in nodes), notes)
+        return Request(tree, State(frozenset(frozen), held, rows), every, frozenset(layer.path for layer in nodes), notes)
+
+    def differing(self, tree: Layer, label: str, print_of: Callable[[Parameter, Rows | None], Hashable]) -> Iterator[str]:
+        """Yields the paths whose values are not those that were recorded; those without values are different, too.
+
+        Args:
+            tree: The model.
+            label: What it is called.
+            print_of: What makes a fingerprint of an array, or of these rows of it.
+        """
+        for entry, layer in self._matched(list(_placed(tree)), label):
+            arrays = {own(layer, array): (place, array) for place, array in enumerate((*layer.parameters, *layer.buffers))}
+            for name, value in entry.values.items():
+                place, array = arrays.get(name, (-1, None))
+                if array is None or short(print_of(array, entry.rows.get(place))) != value:
+                    yield f"{layer.path}.{name}".lstrip(".")
 
     def _matched(self, placed: list[tuple[str, Layer]], label: str) -> list[tuple[Entry, Layer]]:
         """Finds each entry's layer by its path where all paths are there, and otherwise by its place, which automatic names don't change."""
@@ -148,7 +202,7 @@ def plain(source: object) -> object:
     """Reads JSON text or a JSON file; anything else is given back as it is."""
     if isinstance(source, os.PathLike):
         try:
-            source = Path(source).read_text(encoding="utf-8")
+            source = _metadata(Path(source)) if Path(source).suffix == ".safetensors" else Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return source
     if isinstance(source, str):
@@ -157,6 +211,17 @@ def plain(source: object) -> object:
         except json.JSONDecodeError:
             return source
     return source
+
+
+def _metadata(file: Path) -> str:
+    """The record in the header of a safetensors file: the length of the header in eight bytes, the header as JSON (github.com/huggingface/safetensors)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(length, _HEADER)))
+    found = header.get("__metadata__", {}).get("unifreeze") if isinstance(header, dict) else None
+    if found is None:
+        raise RecipeError(f"{file.name} has no record in its metadata.\n  Save it with one: save_file(tensors, file, metadata=record(model).metadata).")
+    return str(found)
 
 
 def is_record(source: object) -> bool:
@@ -173,10 +238,14 @@ def _placed(tree: Layer) -> Iterator[tuple[str, Layer]]:
         pending.extend((f"{at}.{place}".lstrip("."), child) for place, child in reversed(list(enumerate(layer.children))))
 
 
-def _entry(at: str, layer: Layer, notes: Mapping[str, object]) -> Entry:
-    own = list(enumerate(layer.parameters))
-    frozen = tuple(place for place, parameter in own if parameter.status == "frozen")
-    return Entry(at, layer.path, layer.type, _shapes(layer), frozen, layer.inference, {place: notes[p.path] for place, p in own if p.path in notes})
+def _entry(at: str, layer: Layer, notes: Mapping[str, object], prints: Mapping[str, Hashable]) -> Entry:
+    parameters = list(enumerate(layer.parameters))
+    frozen = tuple(place for place, parameter in parameters if parameter.status == "frozen")
+    rows = {place: parameter.rows for place, parameter in parameters if parameter.rows is not None}
+    noted = {place: notes[parameter.path] for place, parameter in parameters if parameter.path in notes}
+    kept = (array for array in (*layer.parameters, *layer.buffers) if prints.get(array.path) is not None)
+    values = {own(layer, array): short(prints[array.path]) for array in kept}
+    return Entry(at, layer.path, layer.type, _shapes(layer), frozen, layer.inference, noted, rows, values)
 
 
 def _shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
@@ -204,8 +273,10 @@ def _read(place: str, source: object) -> Entry:
         shapes = tuple(tuple(map(int, shape)) for shape in words["shapes"])
         frozen = tuple(map(int, words.get("frozen", ())))
         notes = {int(key): note for key, note in words.get("notes", {}).items()}
+        rows = {int(key): Rows(tuple((int(start), int(stop)) for start, stop in spans)) for key, spans in words.get("rows", {}).items()}
+        values = {str(name): str(value) for name, value in words.get("values", {}).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{place}: shapes are lists of numbers, frozen a list of places, notes go by place ({error}).\n  It reads like {_SAMPLE}") from error
-    if any(not 0 <= one < len(shapes) for one in (*frozen, *notes)) or words.get("held") not in (None, "norm", "all"):
+    if any(not 0 <= one < len(shapes) for one in (*frozen, *notes, *rows)) or words.get("held") not in (None, "norm", "all"):
         raise RecipeError(f"{place}: frozen and notes count the shapes, from 0; held is 'norm' or 'all'.\n  {dict(words)}")
-    return Entry(str(words["at"]), str(words["path"]), str(words["type"]), shapes, frozen, words.get("held"), notes)
+    return Entry(str(words["at"]), str(words["path"]), str(words["type"]), shapes, frozen, words.get("held"), notes, rows, values)

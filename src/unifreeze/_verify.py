@@ -47,6 +47,7 @@ class Kept:
         copies: Copies of the values, where they were asked for.
         ids: The identity of each array, where arrays are changed in place.
         gradients: What gradient was left on an array then (``Clue.gradient``), which a training loop may have cleared since.
+        flags: Whether the model shows what is frozen, so that flags are compared, too.
     """
 
     prints: Mapping[str, Hashable]
@@ -54,6 +55,7 @@ class Kept:
     copies: Mapping[str, Any] = field(default_factory=dict)
     ids: Mapping[str, int] = field(default_factory=dict)
     gradients: Mapping[str, str] = field(default_factory=dict)
+    flags: bool = True
 
     @property
     def known(self) -> list[str]:
@@ -93,7 +95,8 @@ def broken(backend: Backend, model: object, tree: Layer, kept: Kept, optimizer: 
     found = []
     for path in kept.known:
         parameter = now.get(path)
-        fact = _gone(path, kept, now) if parameter is None else _fact(backend, parameter, kept) or _move(backend, parameter, kept, now, clues)
+        flag = _flag(parameter, kept) if parameter is not None and kept.flags else None
+        fact = _gone(path, kept, now) if parameter is None else flag or _move(backend, parameter, kept, now, clues)
         if fact is not None:
             found.append(fact)
     return found
@@ -106,12 +109,12 @@ def _gone(path: str, kept: Kept, now: Mapping[str, Parameter]) -> Moved:
     return Moved(path, "replaced", "is gone; was its layer replaced? Freeze again to cover the new one")
 
 
-def _fact(backend: Backend, parameter: Parameter, kept: Kept) -> Moved | None:
+def _flag(parameter: Parameter, kept: Kept) -> Moved | None:
     """What is wrong before any value is read."""
     rows = kept.rows.get(parameter.path)
     if rows is not None and parameter.status == "trainable" and len(rows - (parameter.rows or Rows(()))):
         return Moved(parameter.path, "flag", f"rows {rows} are trainable again; was the parameter replaced, or did undo() or another call unfreeze them?")
-    if rows is None and backend.in_place and parameter.status == "trainable":
+    if rows is None and parameter.status == "trainable":
         replaced = parameter.path in kept.ids and kept.ids[parameter.path] != id(parameter.array)
         also = "; it is another array than it was: its layer was replaced or converted" if replaced else ""
         return Moved(parameter.path, "replaced" if replaced else "flag", _AGAIN + also, "freeze again" if replaced else "")

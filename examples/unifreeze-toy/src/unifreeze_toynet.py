@@ -81,7 +81,7 @@ class ToynetBackend(Backend):
 
     def _clue(self, variable: Any, optimizer: toynet.Optimizer | None) -> Clue:
         left = "" if variable.gradient is None else "some" if variable.gradient.any() else "zero"
-        if optimizer is None or variable not in optimizer.variables:
+        if not isinstance(optimizer, toynet.Optimizer) or variable not in optimizer.variables:
             return Clue(left)
         return Clue(left, "Optimizer", moments=id(variable) in optimizer.slots, decay=optimizer.decay)
 

@@ -50,7 +50,7 @@ def audit(model: object, optimizer: object = None, *, trainable: object = None, 
     subject = model.model if isinstance(model, Freezing) else model
     given = _several(optimizer)
     said = as_said(backend, subject, tree, trainable)
-    shown = tree if backend.in_place or isinstance(model, Freezing) or trainable is None else said
+    shown = tree if (backend.in_place and backend.has_flags) or isinstance(model, Freezing) else said
     skip = _codes(ignore)
     found = [one for one in _found(backend, subject, shown, said if trainable is not None else None, given) if one.code not in skip]
     checked = ("the model", *(f"its {type(one).__name__}" for one in given), *(["what is said to train"] if trainable is not None else []))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 
-from unifreeze._backends.jax import abstract, adopt, clues, fingerprint, trainable, values
+from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Request, Shape, Slots, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import tree
 from .plan import EquinoxPlan
@@ -58,6 +58,15 @@ class EquinoxBackend(Backend):
         """What an optimizer's state keeps for a leaf."""
         del model, living
         return clues(tree, optimizer)
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
+        """What an optax chain moves."""
+        return findings(_parted(model)[0], tree, optimizers)
+
+    def modes(self, model: Any, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """A module whose ``inference`` is on is still; how the others are called is not to be seen."""
+        del model
+        return {layer.path: "still" for layer in tree.walk() if getattr(layer.native, "inference", None) is True or getattr(layer.native, "p", None) == 0}
 
     def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:
         """Reads a mask of what trains, labels or a filter."""

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
 from unifreeze.plugin import Shape as OutputShape
 
+from .audit import findings
 from .clues import clues, values
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
@@ -28,7 +29,7 @@ from .slots import SLOTS
 from .stacks import stacks
 from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
-__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "fingerprint", "plan_of", "trainable", "values"]
+__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
 
 
 class JaxBackend(Backend):
@@ -64,6 +65,10 @@ class JaxBackend(Backend):
         """What an optimizer's state keeps for a leaf."""
         del model, living
         return clues(tree, optimizer)
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
+        """What an optax chain moves."""
+        return findings(model, tree, optimizers)
 
     def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:
         """Reads a mask of what trains, labels or a filter."""

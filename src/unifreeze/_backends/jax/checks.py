@@ -9,7 +9,7 @@ from unifreeze.plugin import ArgumentError
 
 def need_transformation(tx: Any, name: str = "tx") -> None:
     """Raises unless this is an optax transformation. No module of optax is needed to know one."""
-    if _is_transformation(tx) and not isinstance(tx, type):
+    if is_transformation(tx) and not isinstance(tx, type):
         if hasattr(getattr(tx.init, "__self__", None), "plan"):
             raise ArgumentError(
                 f"{name} of optimizer() is a freezing's optimizer already.\n"
@@ -19,14 +19,15 @@ def need_transformation(tx: Any, name: str = "tx") -> None:
     raise ArgumentError(f"{name} of optimizer() must be an optax transformation.\n  given: {shown(tx)}\n  {_meant(tx)}")
 
 
-def _is_transformation(tx: Any) -> bool:
+def is_transformation(tx: Any) -> bool:
+    """Whether this has what an optax transformation has."""
     return callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))
 
 
 def _meant(tx: Any) -> str:
     if isinstance(tx, type) or (callable(tx) and hasattr(tx, "__name__")):
         return f"Call it first: f.optimizer(optax.{tx.__name__}(1e-3))."
-    if _is_transformation(getattr(tx, "tx", None)):
+    if is_transformation(getattr(tx, "tx", None)):
         advice = "; f.attach(optimizer) fits a live nnx.Optimizer to what is trainable now" if type(tx).__module__.startswith("flax.nnx") else ""
         return f"Give the transformation inside it: f.optimizer({type(tx).__name__.lower()}.tx){advice}."
     return "Give one: f.optimizer(optax.adamw(1e-3))."

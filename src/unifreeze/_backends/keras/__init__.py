@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
-from . import drift, figures, graph, resume, shapes, training, tree
+from . import audit, drift, figures, graph, resume, shapes, training, tree
 from .clues import clues
 from .fingerprint import fingerprint, values
 from .flags import Setter
@@ -85,6 +85,16 @@ class KerasBackend(Backend):
         """Keeps at which iteration parameters joined the optimizer late."""
         return resume.notes(model, tree)
 
+    def modes(self, model: Any, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """What ``fit`` does."""
+        del model
+        return audit.modes(tree)
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
+        """Flags against variables, and against what was compiled."""
+        del optimizers
+        return audit.findings(model, tree)
+
     def remarks(self, tree: Layer) -> tuple[str, ...]:
         """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""
         return figures.compared(tree)
@@ -111,8 +121,8 @@ class KerasBackend(Backend):
 
     def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
         """Optimizers that still hold a variable, and a gradient that was left on it."""
-        del model, living
-        return clues(tree, optimizer)
+        del model
+        return clues(tree, optimizer, moved=living)
 
 
 def _arrays(root: Layer) -> Iterable[Any]:

@@ -9,18 +9,21 @@ import keras
 from unifreeze.plugin import Clue, Layer
 
 
-def clues(tree: Layer, optimizer: Any) -> dict[str, Clue]:
-    """Returns the clues of every parameter, from the optimizers of the compiled models in the tree and from the given one."""
+def clues(tree: Layer, optimizer: Any, *, moved: bool) -> dict[str, Clue]:
+    """Returns the clues of every parameter, from the optimizers of the compiled models in the tree and from the given one.
+
+    A gradient tells something only once a variable has moved: Keras clears what is left before each step of its own.
+    """
     compiled = (getattr(layer.native, "optimizer", None) for layer in tree.walk() if isinstance(layer.native, keras.Model))
     holders: dict[int, Any] = {}
     for one in [*compiled, optimizer]:
         if isinstance(one, keras.optimizers.Optimizer) and one.built:
             holders |= {id(variable): one for variable in one._trainable_variables}
-    return {p.path: _clue(p.array, holders.get(id(p.array))) for layer in tree.walk() for p in layer.parameters}
+    return {p.path: _clue(p.array, holders.get(id(p.array)), moved=moved) for layer in tree.walk() for p in layer.parameters}
 
 
-def _clue(variable: Any, optimizer: Any) -> Clue:
-    gradient = getattr(getattr(variable, "_value", None), "grad", None) if keras.backend.backend() == "torch" else None
+def _clue(variable: Any, optimizer: Any, *, moved: bool) -> Clue:
+    gradient = getattr(getattr(variable, "_value", None), "grad", None) if moved and keras.backend.backend() == "torch" else None
     left = "" if gradient is None else "some" if bool(gradient.detach().abs().sum()) else "zero"
     if optimizer is None:
         return Clue(left)

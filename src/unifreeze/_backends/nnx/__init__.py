@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,9 +11,10 @@ from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import swap, tree
+from .audit import findings, modes
 from .optimizer import Tools
 from .parts import raw
 from .shapes import output_shapes
@@ -23,6 +24,7 @@ class NnxBackend(Backend):
     """Speaks for ``nnx.Module``."""
 
     name = "nnx"
+    has_flags = False  # by hand, filters say what trains
 
     def layers(self, model: nnx.Module) -> Layer:
         """Reads the module and everything inside it."""
@@ -71,6 +73,15 @@ class NnxBackend(Backend):
         """What an optimizer's state keeps for a variable."""
         del model, living
         return clues(tree, optimizer)
+
+    def modes(self, model: nnx.Module, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """Modes that are attributes."""
+        del model
+        return modes(tree)
+
+    def audit(self, model: nnx.Module, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
+        """What an optimizer moves."""
+        return findings(model, tree, optimizers)
 
     def trainable(self, model: nnx.Module, tree: Layer, said: Any) -> Iterable[str]:
         """Reads a filter, such as the ``wrt`` of an optimizer."""
