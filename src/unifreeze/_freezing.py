@@ -359,12 +359,13 @@ def describe(
     nodes = list(tree.walk())
     every = [p for layer in nodes for p in layer.parameters]
     parameters = list(unique(iter(every)))
+    frozen = [p for p in parameters if p.status == "frozen"]
     return Freezing(
         model=model,
-        frozen=tuple(p.path for p in parameters if p.status == "frozen"),
-        trainable=tuple(p.path for p in parameters if p.status == "trainable"),
+        frozen=tuple([p.path for p in frozen]),
+        trainable=tuple([p.path for p in parameters if p.status == "trainable"]),
         held=tuple(layer.path for layer in nodes if layer.inference is not None),
-        changed=tuple(p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen") or p.rows != before.rows.get(p.path)),
+        changed=tuple([p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen") or p.rows != before.rows.get(p.path)]),
         layers=tuple(picked),
         skipped=MappingProxyType(dict(skipped)),
         _backend=backend,
@@ -374,7 +375,7 @@ def describe(
         _revert=undo,
         _tools=tools,
         _fingerprints=_prints(backend, parameters, nodes),
-        _ids={p.path: id(p.array) for p in parameters if p.status == "frozen"} if backend.in_place else {},
+        _ids={p.path: id(p.array) for p in frozen} if backend.in_place else {},
         _layers=frozenset(layer.path for layer in nodes),
         _trained=frozenset([p.path for p in every if p.status == "trainable"]),
     )

@@ -82,7 +82,7 @@ class Totals:
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
 
     def add(self, status: Status, size: int, nbytes: int, dtype: str) -> None:
-        """Counts one array."""
+        """Counts arrays of one status and element type."""
         if status == "trainable":
             self.trainable += size
             self.bytes_trainable += nbytes
@@ -104,6 +104,7 @@ class Count:
         self.totals = Totals()
         self.owner: dict[int, str] = {}
         self.arrays: list[Array] = []
+        self._tally: dict[tuple[Status, str], list[int]] = {}
         nodes = list(_with_depth(tree))
         own = [self._own(layer) for layer, _ in nodes]
         sums: dict[str, _Sums] = {}
@@ -117,40 +118,49 @@ class Count:
             behaviour = layer.inference, bool(layer.buffers) and _drifts(layer), frozen_rows
             rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *behaviour))
         self.rows = tuple(reversed(rows))
+        for (kept, dtype), (size, nbytes) in self._tally.items():
+            self.totals.add(kept, size, nbytes, dtype)
 
     def _own(self, layer: Layer) -> tuple[_Sums, str, int]:
         """What the layer itself adds, who else reaches its arrays, and how many rows of them are frozen."""
         counts = _Sums()
         again, frozen_rows = "", 0
-        remember = self.arrays.append
         for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
-            remember((parameter.path, parameter.shape, parameter.dtype, parameter.status, parameter.rows))
-            counts.statuses |= _FLAGS[parameter.status] if parameter.rows is None else _PARTIAL
-            frozen_rows += 0 if parameter.rows is None else len(parameter.rows)
-            key = id(parameter.array)
+            status, rows, dtype, key = parameter.status, parameter.rows, parameter.dtype, id(parameter.array)
+            self.arrays.append((parameter.path, parameter.shape, dtype, status, rows))
+            counts.statuses |= _FLAGS[status] if rows is None else _PARTIAL
+            frozen_rows += 0 if rows is None else len(rows)
             first = self.owner.get(key)
             if first is not None:  # also by a second name in the same layer
                 again = again if first == layer.path else first or "the root"
                 continue
             self.owner[key] = layer.path
-            size = parameter.size
-            if parameter.rows is None:
-                self.totals.add(parameter.status, size, parameter.nbytes, parameter.dtype)
+            size, nbytes = parameter.size, parameter.nbytes
+            if rows is None:
+                self._count(status, dtype, size, nbytes)
             else:
-                self._add_rows(parameter, parameter.rows, size)
-            counts.nbytes += parameter.nbytes
-            if parameter.status == "buffer":
+                self._count_rows(parameter, rows)
+            counts.nbytes += nbytes
+            if status == "buffer":
                 counts.buffers += size
             else:
                 counts.parameters += size
         return counts, again, frozen_rows
 
-    def _add_rows(self, parameter: Parameter, kept: Rows, size: int) -> None:
+    def _count(self, status: Status, dtype: str, size: int, nbytes: int) -> None:
+        tally = self._tally.get((status, dtype))
+        if tally is None:
+            self._tally[status, dtype] = [size, nbytes]
+        else:
+            tally[0] += size
+            tally[1] += nbytes
+
+    def _count_rows(self, parameter: Parameter, kept: Rows) -> None:
         """Counts frozen rows as frozen."""
         length, frozen = parameter.shape[0], len(kept)
         parts: tuple[tuple[Status, int], ...] = ("frozen", frozen), ("trainable", length - frozen)
         for status, rows in parts:
-            self.totals.add(status, size // length * rows, parameter.nbytes // length * rows, parameter.dtype)
+            self._count(status, parameter.dtype, parameter.size // length * rows, parameter.nbytes // length * rows)
 
 
 _FLAGS = {"buffer": 0, "trainable": 1, "frozen": 2}

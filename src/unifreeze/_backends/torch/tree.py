@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -64,20 +64,22 @@ def again(tree: Layer) -> Layer:
     kept = frozen_rows()
     now: dict[int, Layer] = {}
     for layer in reversed(list(tree.walk())):
+        native = cast(nn.Module, layer.native)
         children = tuple([now[id(child)] for child in layer.children]) if layer.children else ()
-        parameters = tuple([_now(parameter, kept) for parameter in layer.parameters])
-        mode = held(unwrapped(cast(nn.Module, layer.native)))
-        now[id(layer)] = Layer(layer.path, layer.kind, layer.type, parameters, layer.buffers, children, mode, None, layer.native)
+        parameters = tuple([_now(parameter, kept) for parameter in layer.parameters]) if layer.parameters else ()
+        mode = held(unwrapped(native) if native._modules else native)
+        now[id(layer)] = Layer(layer.path, layer.kind, layer.type, parameters, layer.buffers, children, mode, None, native)
     return now[id(tree)]
 
 
 def _now(known: Parameter, kept: dict[int, Rows]) -> Parameter:
-    trains = cast(torch.Tensor, known.array).requires_grad
-    rows = kept.get(id(known.array)) if kept and trains else None
-    if trains == (known.status == "trainable") and rows == known.rows:
-        return known
+    array: Any = known.array
+    trains = array.requires_grad
+    rows = kept.get(id(array)) if kept and trains else None
     status: Status = "trainable" if trains else "frozen"
-    return Parameter(known.path, known.shape, known.dtype, known.nbytes, status, known.role, known.array, known.untrainable, rows)
+    if status == known.status and rows == known.rows:
+        return known
+    return Parameter(known.path, known.shape, known.dtype, known.nbytes, status, known.role, array, known.untrainable, rows)
 
 
 def _modules(model: nn.Module) -> list[Found]:
@@ -150,9 +152,9 @@ def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> 
     made = []
     for name, array in named.items():
         if array is not None:
-            dtype, untrainable = _dtype(array.dtype)
+            dtype, untrainable, role = _described(kind, name, array.dtype)
             status: Status = "trainable" if array.requires_grad else "frozen"
-            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, _role(kind, name), array, untrainable))
+            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable))
             if kept and array.requires_grad:
                 made[-1].rows = kept.get(id(array))
     return made
@@ -176,6 +178,11 @@ def _dtype(dtype: torch.dtype) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1024)
+def _described(kind: str, name: str, dtype: torch.dtype) -> tuple[str, str, str]:
+    """All that follows from a parameter's name and type, in one look."""
+    return *_dtype(dtype), _role(kind, name)
+
+
 def _role(kind: str, name: str) -> str:
     """The role of a parameter; the ``original`` of a parametrization plays the role of what it is made into."""
     _, _, inner = name.partition("parametrizations.")
