@@ -48,6 +48,12 @@ def frozen():
     return model
 
 
+def frozen_norm():
+    model = ToynetKit().reference()
+    model.stem.norm.scale.trainable = model.stem.norm.bias.trainable = False
+    return model.train()
+
+
 def freezing():
     return freeze(ToynetKit().reference(), "body")
 
@@ -139,6 +145,27 @@ def test_the_summary_in_each_form(inside: Inside) -> None:
     assert "frozen: 108" in told["table"]
     assert "| --- |" in told["markdown"]
     assert "</table>" in told["html"]
+
+
+def test_the_summary_shows_what_is_asked_for(inside: Inside) -> None:
+    done = inside("summary", "models:frozen", "body", "--columns", "path,parameters,why", "--sort", "parameters", "--output", "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "Path" in done.stdout and "Type" not in done.stdout
+    shown = [line.split()[0] for line in done.stdout.splitlines() if line.strip().startswith("body")]
+    assert shown == ["body", "body.layer_2", "body.layer_10", "body.layer_1", "body.norm", "body.bn"] or set(shown) >= {"body.layer_2", "body.bn"}
+    assert Path("page.html").read_text().startswith("<!")
+
+
+def test_an_audit_ends_with_1_where_it_finds_something(inside: Inside) -> None:
+    assert inside("audit", "models:ready").returncode == 0
+    found = inside("audit", "models:frozen_norm", "--json")
+    assert found.returncode == 1
+    told = json.loads(found.stdout)
+    assert not told["ok"]
+    assert {finding["code"] for finding in told["findings"]} & {"UF201", "UF202"}
+    codes = [word for finding in told["findings"] for word in ("--ignore", finding["code"])]
+    assert inside("audit", "models:frozen_norm", *codes).returncode == 0
+    assert "stem.norm" in inside("audit", "models:frozen_norm").stdout
 
 
 def test_a_freeze_is_shown_and_written(here: Path) -> None:

@@ -43,6 +43,23 @@ def built(target: str, arguments: Sequence[str] | None = None) -> Any:
     return made
 
 
+def called(target: str, model: object) -> Any:
+    """Returns what a callable makes of the model, such as the optimizer that trains it.
+
+    Raises:
+        ArgumentError: If the target can't be understood or found.
+        TargetError: If the user's code raises.
+    """
+    with redirect_stdout(sys.stderr):
+        found = _found(target)
+        if not callable(found):
+            raise ArgumentError(f"{target!r} can't be called.\n  Name a function that is given the model.")
+        try:
+            return found(model)
+        except Exception as error:
+            raise _failed(f"{target}(model)", error) from error
+
+
 def _argument(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
