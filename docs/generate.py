@@ -47,11 +47,13 @@ SELECTORS = (
 
 
 def selectors() -> str:
-    """The table: each selector, its text, and the layers that it picks; every weighted layer of the model is a column."""
+    """The table: each selector, its text, and the layers that it picks; every weighted layer of the model is a column, by its number."""
     model = ToynetKit().reference()
     paths = [layer.path for layer in layers(model)]
     vocabulary = {word: getattr(select, word) for word in [*select.__all__, "type"]}
-    lines = ["| in code | as text | " + " | ".join(f"`{path}`" for path in paths) + " |", "|---|---|" + ":-:|" * len(paths)]
+    numbers = [str(place) for place in range(1, len(paths) + 1)]
+    lines = [", ".join(f"{number} `{path}`" for number, path in zip(numbers, paths, strict=True)) + ":", ""]
+    lines += ["| in code | as text | " + " | ".join(numbers) + " |", "|---|---|" + ":-:|" * len(paths)]
     for code in SELECTORS:
         chosen = eval(code, {}, vocabulary)  # noqa: S307 - the texts stand above
         picked = {layer.path for layer in layers(model, chosen)}
