@@ -25,7 +25,7 @@ def build(seed):
     return nn.Sequential(nn.Embedding(50, 16), nn.Conv1d(16, 300, 3), nn.BatchNorm1d(300), nn.Linear(300, 2))
 """
 space: dict[str, Any] = {}
-exec(BUILD, space)  # noqa: S102 - the same lines run in the other process
+exec(BUILD, space)
 build = space["build"]
 
 RESTORED = (
