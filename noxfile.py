@@ -207,6 +207,14 @@ def bench_jax(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+@nox.parametrize("backend", [name for name in BACKENDS if name not in {"nnx", "equinox"}], ids=[name for name in BACKENDS if name not in {"nnx", "equinox"}])
+def bench_verify(session: nox.Session, backend: str) -> None:
+    """What it costs to prove that nothing moved, beside a training step and a copy."""
+    _install(session, ".", group=f"test-{backend}")
+    _page(session, "benchmarks/verify.py", Path("docs/cost/verify") / f"{backend}.md", _environment(backend) | ONE_THREAD)
+
+
+@nox.session(python=PYTHON)
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def traps(session: nox.Session, backend: str) -> None:
     """How far "frozen" weights move when frozen by the framework's own usual means, and with unifreeze."""
