@@ -75,6 +75,7 @@ def printed(model: Any) -> int:
 
 def torch_cases() -> Iterator[Case]:
     import torch
+
     import torchvision_cpu  # noqa: F401
 
     # isort: split

@@ -31,6 +31,7 @@ LENGTHS = (1_000, 10_000, 100_000)
 
 def torch_models() -> Iterable[tuple[str, Callable[[], Any], dict[str, Any]]]:
     import torch
+
     import torchvision_cpu  # noqa: F401
 
     # isort: split
