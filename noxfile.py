@@ -65,7 +65,7 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows")
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_slots", "_told", "_summary.columns")
     return [f"unifreeze.{room}" for room in rooms]
 
 
@@ -86,10 +86,9 @@ def tests(session: nox.Session, backend: str) -> None:
     RAN.append(backend)
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
-    doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing", "unifreeze._recipe"] if backend == "torch" else []
-    session.run(
-        "pytest", *_files(backend), *PAGES, *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend}
-    )
+    doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_summary.table"))]
+    also = [*PAGES, *(doctests if backend == "torch" else []), f"--conformance={report}"]
+    session.run("pytest", *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend})
 
 
 def _files(backend: str) -> list[str]:
@@ -108,6 +107,15 @@ def port(session: nox.Session) -> None:
     """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process."""
     _install(session, ".", group="port")
     session.run("pytest", "tests/port", *session.posargs, env=_environment("keras-jax"))
+
+
+@nox.session(python=PYTHON)
+def page(session: nox.Session) -> None:
+    """The page of a summary in headless Chromium, which must be there: CHROMIUM=… names it, if it is not on the path as chromium."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        session.error("Chromium is not there. On Debian and Ubuntu: apt-get install chromium. Elsewhere: CHROMIUM=/path/to/chrome nox -s page")
+    _install(session, ".", "./examples/unifreeze-toy", group="test")
+    session.run("pytest", "tests/page", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -170,10 +178,20 @@ def examples(session: nox.Session, backend: str) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios against hand-written loops and against torchinfo."""
     _install(session, ".", group="bench")
-    for program in ("import_time", "scale", "summary"):
+    for program in ("import_time", "scale"):
         session.run("python", f"benchmarks/{program}.py", env=ENVIRONMENT)
     for program in ("cost", "distributed"):
         _page(session, f"benchmarks/{program}.py", Path("docs/cost") / f"{program}.md", ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
+def bench_summary(session: nox.Session) -> None:
+    """Summaries beside torchinfo, clu, linen's and nnx's tabulate, Keras's own and loops by hand; and of models of up to 405 billion parameters."""
+    _install(session, ".", group="bench-summary")
+    env = _environment("keras-jax")
+    _page(session, "benchmarks/summary.py", Path("docs/summary/peers.md"), env)
+    for framework in ("torch", "jax"):
+        _page(session, "benchmarks/summary_scale.py", Path(f"docs/summary/scale_{framework}.md"), env, framework)
 
 
 @nox.session(python=PYTHON)
@@ -183,11 +201,11 @@ def peers(session: nox.Session) -> None:
     _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
 
 
-def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -> None:
+def _page(session: nox.Session, program: str, page: Path, env: dict[str, str], *arguments: str) -> None:
     """Runs a program whose output is a part of the documentation."""
     page.parent.mkdir(exist_ok=True)
     with page.open("w") as file:
-        session.run("python", program, stdout=file, stderr=sys.stderr, env=env)
+        session.run("python", program, *arguments, stdout=file, stderr=sys.stderr, env=env)
     print(page.read_text())
 
 
@@ -204,6 +222,14 @@ def bench_jax(session: nox.Session) -> None:
     """Freezing and summarising 7 and 405 billion abstract parameters and 100,000 arrays, beside clu and linen's tabulate."""
     _install(session, ".", group="bench-jax")
     session.run("python", "benchmarks/jax_scale.py", env=ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("backend", [name for name in BACKENDS if name not in {"nnx", "equinox"}], ids=[name for name in BACKENDS if name not in {"nnx", "equinox"}])
+def bench_verify(session: nox.Session, backend: str) -> None:
+    """What it costs to prove that nothing moved, beside a training step and a copy."""
+    _install(session, ".", group=f"test-{backend}")
+    _page(session, "benchmarks/verify.py", Path("docs/cost/verify") / f"{backend}.md", _environment(backend) | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)

@@ -47,16 +47,16 @@ SELECTORS = (
 
 
 def selectors() -> str:
-    """The table: each selector, its text, and the layers that it picks; every weighted layer of the model is a column."""
+    """The table: each selector, its text, and the layers that it picks; a place for every weighted layer of the model, in its order."""
     model = ToynetKit().reference()
     paths = [layer.path for layer in layers(model)]
     vocabulary = {word: getattr(select, word) for word in [*select.__all__, "type"]}
-    lines = ["| in code | as text | " + " | ".join(f"`{path}`" for path in paths) + " |", "|---|---|" + ":-:|" * len(paths)]
+    lines = ["The eight places stand for " + ", ".join(f"`{path}`" for path in paths) + ".", "", "| in code | as text | picks |", "|---|---|---|"]
     for code in SELECTORS:
         chosen = eval(code, {}, vocabulary)  # noqa: S307 - the texts stand above
         picked = {layer.path for layer in layers(model, chosen)}
-        cells = ["●" if path in picked else "" for path in paths]
-        lines.append(f"| `{_cell(code)}` | {_text(chosen)} | " + " | ".join(cells) + " |")
+        places = "".join("●" if path in picked else "·" for path in paths)
+        lines.append(f"| `{_cell(code)}` | {_text(chosen)} | `{places}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -92,6 +92,15 @@ class Moved:
         return f"{self.path}: {self.why}" + (f"; {self.repair}" if self.repair else "")
 
 
+def same(before: NDArray[Any], now: NDArray[Any]) -> bool:
+    """Whether two arrays are equal byte by byte, so that -0.0 is not 0.0 and a NaN is itself."""
+    import numpy as np
+
+    if before.shape != now.shape or before.dtype != now.dtype:
+        return False
+    return np.array_equal(np.ascontiguousarray(before).reshape(-1).view(np.uint8), np.ascontiguousarray(now).reshape(-1).view(np.uint8))
+
+
 def difference(before: NDArray[Any], now: NDArray[Any]) -> Difference | None:
     """Says by how much an array moved; ``None`` where its shape is another now.
 
@@ -101,10 +110,11 @@ def difference(before: NDArray[Any], now: NDArray[Any]) -> Difference | None:
 
     if before.shape != now.shape or not before.size:
         return None
-    changed = (before.view(np.uint8) != now.view(np.uint8)) if before.dtype == now.dtype and before.ndim else np.asarray(before != now)
+    before, now = np.ascontiguousarray(before).reshape(-1), np.ascontiguousarray(now).reshape(-1)
+    changed = before.view(np.uint8) != now.view(np.uint8) if before.dtype == now.dtype else before != now
     elements = int(np.count_nonzero(changed.reshape(before.size, -1).any(axis=1)))
     wide = np.complex128 if np.iscomplexobj(before) else np.float64
-    old, new = before.astype(wide).ravel(), now.astype(wide).ravel()
+    old, new = before.astype(wide), now.astype(wide)
     with np.errstate(all="ignore"):
         change, norm = new - old, float(np.linalg.norm(old))
         size = float(np.linalg.norm(change))

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from ._tree import Inference, Layer, Parameter, State
 from .errors import RecipeError
 
 _SAMPLE = '{"layers": [{"at": "0", "path": "stem", "type": "Dense", "shapes": [[4, 3], [3]], "frozen": [0, 1]}]}'
-_KEYS = {"at", "path", "type", "shapes", "frozen", "rows", "held", "notes", "values"}
+_KEYS = {"at", "path", "type", "shapes", "frozen", "rows", "held", "names", "notes", "values"}
 # Which way of making digests of values these are; another one's can't be compared.
 _DIGESTS = 1
 _HEADER = 100_000_000  # what safetensors itself takes at most
@@ -38,6 +38,7 @@ class Entry:
         notes: What else the backend keeps of a parameter, by its place.
         rows: The frozen rows of parameters of which only some are, by their place.
         values: Digests of what shall not move of its arrays, by their own name, where they were asked for.
+        names: The own name of each parameter. JAX sorts the keys of a dict, so they may come back in another order.
     """
 
     at: str
@@ -49,10 +50,13 @@ class Entry:
     notes: Mapping[int, object] = field(default_factory=dict)
     rows: Mapping[int, Rows] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Returns the entry as plain data."""
         words: dict[str, object] = {"at": self.at, "path": self.path, "type": self.type, "shapes": list(map(list, self.shapes)), "frozen": list(self.frozen)}
+        if self.names:
+            words["names"] = list(self.names)
         if self.held is not None:
             words["held"] = self.held
         if self.notes:
@@ -62,6 +66,17 @@ class Entry:
         if self.values:
             words["values"] = dict(self.values)
         return words
+
+    def laid_out(self, names: tuple[str, ...]) -> Entry:
+        """Returns the entry with the parameters in this order, if they have these names."""
+        if self.names == names or sorted(self.names) != sorted(names) or len(set(names)) < len(names):
+            return self
+        place = {old: names.index(name) for old, name in enumerate(self.names)}
+        shapes = tuple(self.shapes[self.names.index(name)] for name in names)
+        frozen = tuple(sorted(place[old] for old in self.frozen))
+        notes = {place[old]: note for old, note in self.notes.items()}
+        rows = {place[old]: some for old, some in self.rows.items()}
+        return replace(self, names=names, shapes=shapes, frozen=frozen, notes=notes, rows=rows)
 
     def __str__(self) -> str:
         return f"{self.path or 'the model itself'} ({self.type}) with {_shown(self.shapes)}"
@@ -178,7 +193,7 @@ class Record:
         by_place = dict(placed)
         weighted = {layer.path for layer in by_path.values() if layer.weighted}
         if weighted <= {entry.path for entry in self.layers} <= by_path.keys():
-            found = [(entry, by_path[entry.path]) for entry in self.layers]
+            found = [(entry.laid_out(_names(by_path[entry.path])), by_path[entry.path]) for entry in self.layers]
             wrong = next(((entry, layer) for entry, layer in found if _shapes(layer) != entry.shapes), None)
         else:
             pairs = [(entry, by_place.get(entry.at)) for entry in self.layers]
@@ -245,7 +260,11 @@ def _entry(at: str, layer: Layer, notes: Mapping[str, object], prints: Mapping[s
     noted = {place: notes[parameter.path] for place, parameter in parameters if parameter.path in notes}
     kept = (array for array in (*layer.parameters, *layer.buffers) if prints.get(array.path) is not None)
     values = {own(layer, array): short(prints[array.path]) for array in kept}
-    return Entry(at, layer.path, layer.type, _shapes(layer), frozen, layer.inference, noted, rows, values)
+    return Entry(at, layer.path, layer.type, _shapes(layer), frozen, layer.inference, noted, rows, values, _names(layer))
+
+
+def _names(layer: Layer) -> tuple[str, ...]:
+    return tuple(own(layer, parameter) for parameter in layer.parameters)
 
 
 def _shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
@@ -275,8 +294,13 @@ def _read(place: str, source: object) -> Entry:
         notes = {int(key): note for key, note in words.get("notes", {}).items()}
         rows = {int(key): Rows(tuple((int(start), int(stop)) for start, stop in spans)) for key, spans in words.get("rows", {}).items()}
         values = {str(name): str(value) for name, value in words.get("values", {}).items()}
+        names = tuple(map(str, words.get("names", ())))
     except (TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{place}: shapes are lists of numbers, frozen a list of places, notes go by place ({error}).\n  It reads like {_SAMPLE}") from error
-    if any(not 0 <= one < len(shapes) for one in (*frozen, *notes, *rows)) or words.get("held") not in (None, "norm", "all"):
+    if (
+        any(not 0 <= one < len(shapes) for one in (*frozen, *notes, *rows))
+        or words.get("held") not in (None, "norm", "all")
+        or len(names) not in {0, len(shapes)}
+    ):
         raise RecipeError(f"{place}: frozen and notes count the shapes, from 0; held is 'norm' or 'all'.\n  {dict(words)}")
-    return Entry(str(words["at"]), str(words["path"]), str(words["type"]), shapes, frozen, words.get("held"), notes, rows, values)
+    return Entry(str(words["at"]), str(words["path"]), str(words["type"]), shapes, frozen, words.get("held"), notes, rows, values, names)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ._backend import Backend
-from ._moves import Clue, Moved, difference, elsewhere, judge
+from ._moves import Clue, Moved, difference, elsewhere, judge, same
 from ._rows import Rows
 from ._tree import STATELESS, Layer, Parameter, unique
 
@@ -129,9 +129,9 @@ def _move(backend: Backend, parameter: Parameter, kept: Kept, now: Mapping[str, 
     if copy is None and print_now == kept.prints[path]:
         return None
     values = None if copy is None else backend.values(parameter.array if rows is None else backend.take(parameter.array, rows))
-    found = None if copy is None or values is None else difference(copy, values)
-    if print_now == kept.prints[path] and (found is None or not found.elements):
+    if print_now == kept.prints[path] and (copy is None or values is None or same(copy, values)):
         return None
+    found = None if copy is None or values is None else difference(copy, values)
     clue = clues().get(path, Clue())
     clue = replace(clue, gradient=clue.gradient or kept.gradients.get(path, ""))
     return judge(parameter, rows, found, clue, replaced=_replaced(parameter, kept, now))

@@ -48,12 +48,22 @@ def frozen():
     return model
 
 
+def frozen_norm():
+    model = ToynetKit().reference()
+    model.stem.norm.scale.trainable = model.stem.norm.bias.trainable = False
+    return model.train()
+
+
 def freezing():
     return freeze(ToynetKit().reference(), "body")
 
 
 def broken():
     return {}["no such key"]
+
+
+def leaving():
+    raise SystemExit(0)
 
 
 def nothing():
@@ -138,7 +148,30 @@ def test_the_summary_in_each_form(inside: Inside) -> None:
     assert {layer["depth"] for layer in data["layers"]} == {0, 1}
     assert "frozen: 108" in told["table"]
     assert "| --- |" in told["markdown"]
-    assert "</table>" in told["html"]
+    assert told["html"].startswith("<!doctype html>")
+
+
+def test_the_summary_shows_what_is_asked_for(inside: Inside) -> None:
+    done = inside("summary", "models:frozen", "body", "--columns", "path,parameters,why", "--sort", "parameters", "--output", "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "Path" in done.stdout
+    assert "Type" not in done.stdout
+    shown = [(cells[0], int(cells[1])) for line in done.stdout.splitlines() if (cells := line.split()) and cells[0].startswith("body.")]
+    assert {path for path, _ in shown} >= {"body.layer_1", "body.layer_2", "body.layer_10", "body.norm", "body.bn"}
+    assert [count for _, count in shown] == sorted((count for _, count in shown), reverse=True)
+    assert Path("page.html").read_text().startswith("<!")
+
+
+def test_an_audit_ends_with_1_where_it_finds_something(inside: Inside) -> None:
+    assert inside("audit", "models:ready").returncode == 0
+    found = inside("audit", "models:frozen_norm", "--json")
+    assert found.returncode == 1
+    told = json.loads(found.stdout)
+    assert not told["ok"]
+    assert {finding["code"] for finding in told["findings"]} & {"UF201", "UF202"}
+    codes = [word for finding in told["findings"] for word in ("--ignore", finding["code"])]
+    assert inside("audit", "models:frozen_norm", *codes).returncode == 0
+    assert "stem.norm" in inside("audit", "models:frozen_norm").stdout
 
 
 def test_a_freeze_is_shown_and_written(here: Path) -> None:
@@ -193,6 +226,7 @@ WRONG = {
     "no model": (["layers", "models:nothing"], 2, "UnknownModelError", "models:nothing gives no model"),
     "no callable": (["layers", "models:__name__"], 2, "ArgumentError", "is no model, but str"),
     "the user's code raises": (["layers", "models:broken"], 3, "TargetError", "models:broken() raised KeyError: 'no such key'"),
+    "the user's code exits": (["layers", "models:leaving"], 3, "TargetError", "models:leaving() raised SystemExit: 0"),
     "the user's module raises": (["layers", "half:model"], 3, "TargetError", "import half raised ModuleNotFoundError: No module named 'a_package_that"),
     "no demo": (["demo", "--framework", "theano"], 2, "UsageError", "keras, torch, jax"),
     "no recipe": (["recipe", "show", "none.yaml"], 2, "RecipeError", "none.yaml"),

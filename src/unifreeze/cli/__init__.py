@@ -1,6 +1,6 @@
 """The command line: the verbs at a prompt. Needs typer: ``pip install 'unifreeze[cli]'``.
 
-One room is one idea: ``target`` makes the model; ``looking``, ``recipe`` and ``around`` hold the commands; ``output`` prints; ``ending`` makes an
+One room is one idea: ``target`` makes the model; ``looking``, ``auditing``, ``recipe`` and ``around`` hold the commands; ``output`` prints; ``ending`` makes an
 exit status of what came of it; ``options`` has the words that commands share; ``app`` puts the commands together.
 """
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import around, looking, recipe
+from . import around, auditing, looking, recipe
 
 app = typer.Typer(
     help="Freeze layers in Keras 3, PyTorch and JAX, and prove that they stay frozen.",
@@ -12,6 +12,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (looking.layers, looking.summary, looking.freeze, around.backends, around.demo):
+for command in (looking.layers, looking.summary, looking.freeze, auditing.audit, around.backends, around.demo):
     app.command()(command)
 app.add_typer(recipe.app, name="recipe")

@@ -2,12 +2,14 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import unifreeze
 from unifreeze import Freezing, Recipe, Step
+from unifreeze._summary.columns import COLUMNS
+from unifreeze._summary.wanted import SORTS
 from unifreeze.plugin import Layer
 
 from .options import Arguments, Debug, Form, Format, Json, Layers, Selectors, Target, form, selector
@@ -42,10 +44,44 @@ def layers(
     Lines(("Layer", "Kind", "Type", "Parameters", "Status"), rows, frozenset({"Parameters"})).show(how, {"layers": list(map(_plain, found))})
 
 
-def summary(target: Target, depth: Depth = None, arg: Arguments = None, format: Form = Format.table, json: Json = False, debug: Debug = False) -> None:
+def summary(
+    target: Target,
+    selectors: Selectors = None,
+    more: Layers = None,
+    depth: Depth = None,
+    columns: Annotated[str | None, typer.Option(metavar="NAMES", help=f"What to show, with commas between: {', '.join(COLUMNS)}.", show_default=False)] = None,
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help=f"The order: model, {', '.join(SORTS)}.")] = "model",
+    collapse: Annotated[bool, typer.Option("--collapse", help="Show equal neighbours, such as blocks 0 to 31, as one row.")] = False,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHAPE", help="The shape of an input, such as 1,3,224,224: shows output shapes; may be repeated.", show_default=False),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help="Add what training needs with it, such as adamw.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the page of --format html to a file: it needs nothing else.", show_default=False)] = None,
+    arg: Arguments = None,
+    format: Form = Format.table,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show the layers, their parameters and status, and the totals."""
     how = form(format, json)
-    show(unifreeze.summary(built(target, arg), depth=depth), how)
+    words: dict[str, Any] = {"depth": depth, "sort": sort, "collapse": collapse, "optimizer": optimizer, "layers": selector(selectors, more)}
+    words |= {"columns": columns.replace(" ", "").split(",") if columns else None, "input_shape": _shapes(input_shape)}
+    seen = unifreeze.summary(built(target, arg), **words)
+    if output:
+        seen.to_html(output)
+        say(f"wrote {output}")
+    if not output or how is not Format.html:
+        show(seen, how)
+
+
+def _shapes(texts: list[str] | None) -> object:
+    """One shape, or a list of several."""
+    try:
+        shapes = [tuple(None if axis in {"-", "None"} else int(axis) for axis in text.strip("() ").replace(" ", "").split(",") if axis) for text in texts or ()]
+    except ValueError:
+        raise typer.BadParameter(f"{' '.join(texts or ())} is no shape; it reads like 1,3,224,224", param_hint="--input-shape") from None
+    return shapes[0] if len(shapes) == 1 else shapes or None
 
 
 def freeze(

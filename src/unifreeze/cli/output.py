@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from rich import box
@@ -17,16 +18,17 @@ from unifreeze import Summary
 
 from .options import Format
 
-
-class _Stdout(Console):
-    def on_broken_pipe(self) -> None:
-        """Leaves it to ``ending``: rich would exit with 1, which means here that something was found."""
-        raise BrokenPipeError
+_WIDE = 100_000
 
 
-def terminal() -> Console:
-    """Returns where to print: the terminal in its width, or a pipe, where no line is broken."""
-    return _Stdout() if sys.stdout.isatty() else _Stdout(width=100_000)
+def put(thing: Any) -> None:
+    """Prints what rich can draw: in the terminal's width and colour, or as plain lines, where a pipe takes them whole."""
+    if sys.stdout.isatty():
+        Console().print(thing)
+        return
+    out = StringIO()
+    Console(file=out, width=_WIDE if isinstance(thing, Table | Summary) else 120, color_system=None).print(thing)
+    print("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 
 def waiting(what: str) -> AbstractContextManager[object]:
@@ -48,9 +50,9 @@ def as_json(data: object) -> None:
 def show(summary: Summary, form: Format) -> None:
     """Prints a summary."""
     if form is Format.table:
-        terminal().print(summary)
+        put(summary)
     elif form is Format.html:
-        print(summary._repr_html_())
+        print(summary.to_html())
     else:
         print(summary.to_markdown() if form is Format.markdown else summary.to_json())
 
@@ -74,7 +76,7 @@ class Lines:
         if form is Format.json:
             as_json(data)
         elif form is Format.table:
-            terminal().print(self._table())
+            put(self._table())
         else:
             print(self._html() if form is Format.html else self._markdown())
 

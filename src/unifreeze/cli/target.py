@@ -43,6 +43,23 @@ def built(target: str, arguments: Sequence[str] | None = None) -> Any:
     return made
 
 
+def called(target: str, model: object) -> Any:
+    """Returns what a callable makes of the model, such as the optimizer that trains it.
+
+    Raises:
+        ArgumentError: If the target can't be understood or found.
+        TargetError: If the user's code raises.
+    """
+    with redirect_stdout(sys.stderr):
+        found = _found(target)
+        if not callable(found):
+            raise ArgumentError(f"{target!r} can't be called.\n  Name a function that is given the model.")
+        try:
+            return found(model)
+        except (Exception, SystemExit) as error:
+            raise _failed(f"{target}(model)", error) from error
+
+
 def _argument(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
@@ -69,7 +86,7 @@ def _imported(target: str, module: str) -> object:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise ArgumentError(f"{target!r} can't be found.\n  {error}\n  {_FORM} The package must be installed or right here.") from error
         raise _failed(f"import {module}", error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"import {module}", error) from error
 
 
@@ -100,7 +117,7 @@ def _called(target: str, found: Any, words: Mapping[str, object]) -> object:
     _check(target, found, words)
     try:
         return found(**words)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"{target}({', '.join(f'{name}={value!r}' for name, value in words.items())})", error) from error
 
 
@@ -118,7 +135,7 @@ def _check(target: str, found: Any, words: Mapping[str, object]) -> None:
         raise ArgumentError(f"{target} can't be called so: {error}.\n  it takes {signature}\n  {hint}".rstrip()) from error
 
 
-def _failed(what: str, error: Exception) -> TargetError:
+def _failed(what: str, error: BaseException) -> TargetError:
     return TargetError(f"{what} raised {type(error).__name__}: {error}")
 
 

@@ -6,20 +6,19 @@ step needs (``optimizer``, ``value_and_grad``, ``partition``, …). See ``plan.p
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Hashable, Iterable, Mapping
 from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 
 from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
 from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
 from .clues import clues, values
+from .fingerprint import fingerprint
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
 from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
@@ -27,7 +26,7 @@ from .said import trainable
 from .shapes import linen_shapes
 from .slots import SLOTS
 from .stacks import stacks
-from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
+from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, read
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
 
@@ -157,23 +156,6 @@ def abstract(tree: Any) -> Any:
         return shapes[id(leaf)]
 
     return copied(tree, shape)
-
-
-def fingerprint(array: Any) -> Hashable:
-    """A digest of an array's bytes; ``None`` where there are none: abstract arrays, tracers, arrays that were donated."""
-    if isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer):
-        return None
-    if isinstance(array, jax.Array):
-        if array.is_deleted():
-            return None
-        array = jax.random.key_data(array) if is_key(array.dtype) else array
-        parts = [array] if array.is_fully_addressable else [shard.data for shard in array.addressable_shards]
-    else:
-        parts = [array]
-    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    for part in parts:
-        digest.update(np.ascontiguousarray(np.asarray(part)).reshape(-1).view(np.uint8).data)
-    return digest.digest()
 
 
 def _foreign(model: object) -> bool:

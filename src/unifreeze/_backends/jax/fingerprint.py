@@ -1,0 +1,100 @@
+"""Telling whether an array is still what it was, byte by byte, without keeping a copy: on its own device, or on the host without a copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from math import isqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from .tree import is_key
+
+_SMALL = 1 << 15
+_WIDEST = 1 << 17
+# Odd, so that multiplying by it loses nothing modulo 2**64.
+_FACTOR = 0x9E3779B97F4A7C15
+
+
+def fingerprint(array: Any) -> Hashable:
+    """A digest of an array's bytes, the same on every device; ``None`` where there are none: abstract arrays, tracers, arrays that were donated."""
+    if isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array):
+        if array.is_deleted():
+            return None
+        array = jax.random.key_data(array) if is_key(array.dtype) else array
+        parts = [array] if array.is_fully_addressable else [shard.data for shard in array.addressable_shards]
+    else:
+        parts = [array]
+    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+    for part in parts:
+        digest.update(_octets(part).data)
+    return digest.digest()
+
+
+def _octets(array: Any) -> NDArray[np.uint8]:
+    """The bytes of a small array; of a large one, what they fold into: where it lies, if that is one accelerator."""
+    if array.nbytes > _SMALL and _far(array):
+        with jax.enable_x64(True):
+            sums, rest = _folded_there(array)
+        return np.concatenate([np.asarray(sums).view(np.uint8), np.asarray(rest)])
+    octets = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
+    if octets.nbytes <= _SMALL:
+        return octets
+    whole = octets.nbytes // 8 * 8
+    return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
+
+
+def _far(array: Any) -> bool:
+    """Whether an array lies on one accelerator. One that several share is gathered on the host, so that its fingerprint does not depend on how it is shared."""
+    packed = str(array.dtype).startswith(("int2", "uint2", "int4", "uint4", "float4"))
+    return isinstance(array, jax.Array) and not packed and len(array.devices()) == 1 and next(iter(array.devices())).platform != "cpu"
+
+
+def _width(size: int) -> int:
+    return min(8 * isqrt(size), _WIDEST)
+
+
+def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Folds a large array of words into a short one.
+
+    Every column is a chain: its sum is stirred, then the next word is added. Both lose nothing modulo 2**64, so a difference in one word of a column can't
+    vanish; differences in several vanish together only by chance. Without the shift, an even number of flipped signs would, since multiplication does not
+    spread a word's highest bit.
+    """
+    width, half, factor = _width(words.size), np.uint64(32), np.uint64(_FACTOR)
+    sums, high = np.zeros(width, np.uint64), np.empty(width, np.uint64)
+    for start in range(0, words.size, width):
+        row = words[start : start + width]
+        part, top = sums[: row.size], high[: row.size]
+        np.right_shift(part, half, out=top)
+        np.bitwise_xor(part, top, out=part)
+        np.multiply(part, factor, out=part)
+        np.add(part, row, out=part)
+    return sums
+
+
+@jax.jit
+def _folded_there(array: Any) -> tuple[Any, Any]:
+    """The same on a device, and the bytes that fill no word. It is traced with 64-bit types on."""
+    plain = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
+    if jnp.issubdtype(plain.dtype, jnp.complexfloating):
+        plain = jnp.stack([plain.real, plain.imag], -1)
+    octets = jax.lax.bitcast_convert_type(plain, jnp.uint8).reshape(-1)
+    whole = octets.size // 8 * 8
+    words = jax.lax.bitcast_convert_type(octets[:whole].reshape(-1, 8), jnp.uint64)
+    width = _width(words.size)
+    rows, left = divmod(words.size, width)
+
+    def add(sums: Any, row: Any) -> tuple[Any, None]:
+        return (sums ^ (sums >> 32)) * jnp.uint64(_FACTOR) + row, None
+
+    sums, _ = jax.lax.scan(add, jnp.zeros(width, jnp.uint64), words[: rows * width].reshape(rows, width))
+    if left:
+        sums = sums.at[:left].set(add(sums[:left], words[rows * width :])[0])
+    return sums, octets[whole:]
