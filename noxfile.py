@@ -61,7 +61,7 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows")
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_digest")
     return [f"unifreeze.{room}" for room in rooms]
 
 
@@ -82,7 +82,11 @@ def tests(session: nox.Session, backend: str) -> None:
     RAN.append(backend)
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
-    doctests = ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing", "unifreeze._recipe"] if backend == "torch" else []
+    doctests = (
+        ["--doctest-modules", "--pyargs", "unifreeze._api", "unifreeze._freezing", "unifreeze._recipe", "unifreeze._guard", "unifreeze._audit.verb"]
+        if backend == "torch"
+        else []
+    )
     session.run("pytest", *_files(backend), *doctests, f"--conformance={report}", *session.posargs, env=_environment(backend) | ONE_THREAD)
 
 
