@@ -94,6 +94,7 @@ def train(name: str) -> None:
     thawed(model).compile(keras.optimizers.Adam(0.01), **compiled)
     for phase in recipe.phases:
         apply_ours(phase, model)
+        assert counts(model) == (phase.meant or phase.by_hand)
         need_obedience(model, data(model))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import isqrt
 from typing import Any
 
@@ -40,8 +40,18 @@ def values(array: Any) -> NDArray[Any] | None:
 
 
 def _as_numpy(value: Any) -> NDArray[Any]:
-    """JAX shows its arrays without a copy, which Keras would make."""
-    return np.asarray(value) if keras.backend.backend() == "jax" else keras.ops.convert_to_numpy(value)
+    """Shows what an array holds without the copy that Keras would make, which takes longer than the digest; by Keras's own way where that can't be."""
+    try:
+        return _shown[keras.backend.backend()](value)
+    except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError):  # sparse, sharded, on another device, of a type NumPy does not know
+        return keras.ops.convert_to_numpy(value)
+
+
+_shown: dict[str, Callable[[Any], NDArray[Any]]] = {
+    "jax": np.asarray,
+    "tensorflow": lambda variable: np.asarray(memoryview(variable.read_value())),
+    "torch": lambda tensor: tensor.detach().numpy(),
+}
 
 
 def _folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -36,7 +36,7 @@ class Setter:
         asked = self._asked()
         holds = self._holds()
         self._variables()
-        trains, wakes = self._summed()
+        trains, wakes, owns = self._summed()
         for node in self.nodes:
             layer, touched = node.native, id(node.native) in asked
             hold = holds[id(layer)]
@@ -44,7 +44,7 @@ class Setter:
             if pin.by_flag(layer):
                 on = on or hold is None
                 hold = None if not on and hold == "norm" else hold
-            if (on and wakes[node.path]) or (touched and (on or pin.by_flag(layer) or any(inner.parameters for inner in node.walk()))):
+            if (on and wakes[node.path]) or (touched and (on or pin.by_flag(layer) or owns[node.path])):
                 self._flag(layer, on=on)
             if touched:
                 self.changed |= pin.place(layer, hold, self.stack)
@@ -96,22 +96,25 @@ class Setter:
         self.changed = True
 
     def _flag(self, layer: Any, *, on: bool) -> None:
-        """Writes one flag and no other: Keras's own setter goes on to everything inside."""
-        if bool(layer._trainable) != on:
-            self.stack.callback(setattr, layer, "_trainable", layer._trainable)
-            layer._trainable = on
+        """Writes one flag and no other: Keras's own setter goes on to everything inside. Past the attribute hooks, which track nothing in a flag."""
+        own = vars(layer)
+        if bool(own["_trainable"]) != on:
+            self.stack.callback(own.update, _trainable=own["_trainable"])
+            own["_trainable"] = on
             self.changed = True
 
-    def _summed(self) -> tuple[dict[str, bool], dict[str, bool]]:
-        """For each layer: whether anything in it trains, and whether the request makes anything in it train."""
+    def _summed(self) -> tuple[dict[str, bool], dict[str, bool], dict[str, bool]]:
+        """For each layer: whether anything in it trains, whether the request makes anything in it train, and whether it has parameters at all."""
         trains: dict[str, bool] = {}
         wakes: dict[str, bool] = {}
+        owns: dict[str, bool] = {}
         for node in reversed(self.nodes):
             below = [child.path for child in node.children]
             alive = [p.path for p in node.parameters if tree.trains(p.array)]
             trains[node.path] = bool(alive) or any(trains[path] for path in below)
             wakes[node.path] = any(path in self.request.parameters for path in alive) or any(wakes[path] for path in below)
-        return trains, wakes
+            owns[node.path] = bool(node.parameters) or any(owns[path] for path in below)
+        return trains, wakes, owns
 
 
 def _overwritten(layer: Any) -> Any:

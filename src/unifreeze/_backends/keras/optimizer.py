@@ -224,8 +224,8 @@ class _Plan:
 
     def _standing(self) -> list[Any]:
         """The arrays that stand before any build: iterations and learning rate."""
-        known = (self.optimizer._iterations, self.optimizer._learning_rate)
-        return [variable for variable in self.optimizer._variables if any(variable is one for one in known)]
+        known = {id(self.optimizer._iterations), id(self.optimizer._learning_rate)}
+        return [variable for variable in self.optimizer._variables if id(variable) in known]
 
     @staticmethod
     def _note(notes: list[Any], shape: Any = (), initializer: Any = "zeros", **wish: Any) -> _Note:

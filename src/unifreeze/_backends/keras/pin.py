@@ -12,6 +12,8 @@ from keras.src.backend.common import global_state
 
 from unifreeze.plugin import ExitStack, Inference
 
+_BY_FLAG = (keras.layers.BatchNormalization, keras.layers.Normalization)
+
 
 def held(layer: Any) -> Inference | None:
     """How a layer is held now. A normalisation whose flag is off is, whoever turned it off."""
@@ -23,7 +25,7 @@ def held(layer: Any) -> Inference | None:
 
 def by_flag(layer: Any) -> bool:
     """Whether the layer's own flag decides if its statistics move, or nothing in training does: ``Normalization`` has those of ``adapt`` alone."""
-    return isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization)
+    return isinstance(layer, _BY_FLAG)
 
 
 def place(layer: Any, how: Inference | None, stack: ExitStack) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -52,10 +52,12 @@ def read(model: Any) -> Layer:
         place = len(nodes)
         nodes.append((native, path, []))
         parents.append(parent)
+        direct = children(native)
+        if not direct:
+            continue
         above.add(id(native))
         pending.append((native, None, -1))
-        inside = [child for child in children(native) if id(child) not in above]
-        below = _unique(attributes.named(native, inside))
+        below = _unique(attributes.named(native, [child for child in direct if id(child) not in above]))
         pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(list(below)))
     for place in range(len(nodes) - 1, -1, -1):
         native, path, inner = nodes[place]
@@ -101,7 +103,11 @@ def module_buffers(layer: Any) -> Iterable[tuple[str, Any]]:
 
 def kind_of(layer: Any) -> str:
     """The kind of a layer, from the nearest Keras class that it comes from; empty where that says nothing."""
-    bases = type(layer).__mro__
+    return _kind_among(type(layer).__mro__)
+
+
+@lru_cache(1 << 10)
+def _kind_among(bases: tuple[type, ...]) -> str:
     return next((_KINDS[base] for base in bases if base in _KINDS), "container" if keras.Model in bases else "")
 
 
@@ -115,8 +121,9 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
         status: Status = "buffer" if not is_parameter and not quantized else "trainable" if trains(variable) and not (masked or quantized) else "frozen"
         its_role = _BUFFER_ROLES.get(name, name) if status == "buffer" else role(kind, name.rpartition(".")[2])
         (buffers if status == "buffer" else parameters).append(_parameter(f"{path}.{name}".lstrip("."), variable, status, its_role, quantized))
-    seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
-    buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
+    if native._seed_generators:
+        seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
+        buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
     buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
     return Layer(
         path,
@@ -133,7 +140,7 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
 
 
 def _parameter(path: str, variable: Any, status: Status, its_role: str, untrainable: str = "") -> Parameter:
-    shape, dtype = tuple(variable.shape), variable._dtype
+    shape, dtype = tuple(variable._shape), variable._dtype  # TensorFlow makes an object of its own of the public one
     return Parameter(path, shape, dtype, prod(shape) * _width(dtype), status, its_role, variable, untrainable)
 
 
@@ -165,6 +172,9 @@ def _module_names(layer: Any) -> dict[int, str]:
 def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Tells siblings of one name apart, which Keras allows: ``fc``, ``fc_1``."""
     named = list(named)
+    if len(named) < 2:
+        yield from named
+        return
     taken = {name for name, _ in named}
     if len(taken) == len(named):
         yield from named
@@ -182,8 +192,13 @@ def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 def _auto_named(layer: Any) -> bool:
     """Whether a name reads like those that Keras counts up in a process: after the layer's class, inside a ``Bidirectional`` with a direction."""
-    counted = re.fullmatch(r"(?:forward_|backward_)?(\w+?)(?:_\d+)?", layer.name)
-    return counted is not None and counted[1] == _counted_as(type(layer).__name__)
+    return _is_counted(layer.name, type(layer).__name__)
+
+
+@lru_cache(1 << 14)
+def _is_counted(name: str, word: str) -> bool:
+    counted = re.fullmatch(r"(?:forward_|backward_)?(\w+?)(?:_\d+)?", name)
+    return counted is not None and counted[1] == _counted_as(word)
 
 
 @cache
@@ -194,8 +209,10 @@ def _counted_as(word: str) -> str:
 
 def _output_shape(layer: Any) -> tuple[int | None, ...] | None:
     """The shape at the layer's first symbolic call; a model's own outputs otherwise."""
-    own: Any = getattr(getattr(layer, "_functional", layer), "_outputs", None) or ()
-    tensors = layer._inbound_nodes[0].output_tensors if layer._inbound_nodes else own
+    if layer._inbound_nodes:
+        tensors: Any = layer._inbound_nodes[0].output_tensors
+    else:
+        tensors = getattr(getattr(layer, "_functional", layer), "_outputs", None) or ()
     return tuple(tensors[0].shape) if len(tensors) == 1 else None
 
 
