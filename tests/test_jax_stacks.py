@@ -109,6 +109,9 @@ def ordinary() -> dict[str, Any]:
         "norm over several axes": (nn.Sequential([nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)), nn.Dense(8)]), image),
         "general dense": (nn.DenseGeneral((4, 2)), sequence),
         "recurrent": (nn.RNN(nn.LSTMCell(8)), sequence),
+        "attention with as many heads as axes in one": (nn.MultiHeadDotProductAttention(4), jnp.ones((2, 5, 16))),
+        "attention wider than its input": (nn.MultiHeadDotProductAttention(8, qkv_features=64), jnp.ones((2, 5, 16))),
+        "general dense, square": (nn.Sequential([nn.DenseGeneral((3, 3)), nn.DenseGeneral(4, axis=(-2, -1))]), sequence),
         "square": (nn.Sequential([nn.Dense(8), nn.Dense(8)]), sequence),
     }
     return {name: jax.eval_shape(model.init, jax.random.key(0), x) for name, (model, x) in models.items()}
@@ -117,6 +120,29 @@ def ordinary() -> dict[str, Any]:
 @pytest.mark.parametrize("name", list(ordinary()))
 def test_ordinary_layers_are_no_stacks(name: str) -> None:
     assert [layer.path for layer in layers(ordinary()[name]) if layer.stack] == []
+
+
+def test_convolutions_as_torch_lays_them_out_are_no_stacks() -> None:
+    """Their bias has an axis of length 1 for every axis of the pixels."""
+    tree = {
+        "one": {"weight": jnp.ones((8, 3, 5)), "bias": jnp.ones((8, 1))},
+        "two": {"weight": jnp.ones((8, 3, 5, 5)), "bias": jnp.ones((8, 1, 1))},
+        "deep": {"weight": jnp.ones((8, 1, 5, 5)), "bias": jnp.ones((8, 1, 1))},
+        "head": {"weight": jnp.ones((8, 2)), "bias": jnp.ones((1, 2))},
+    }
+    assert freeze(tree, layers=first(3)).layers == ("one", "two", "deep")
+
+
+def test_layers_with_one_output_are_a_stack() -> None:
+    tree = {"stem": {"w": jnp.ones((3, 8)), "b": jnp.ones(8)}, "net": {"gate": {"w": jnp.ones((6, 8, 1)), "b": jnp.ones((6, 1))}, "scale": jnp.ones((6, 8))}}
+    with pytest.raises(SelectorError, match=r"(?s)net is a stack of 6 layers.*by name"):
+        freeze(tree, layers=first(2))
+    assert freeze(tree, layers="net.gate").frozen == ("net.gate.w", "net.gate.b")
+
+
+def test_matrices_of_one_width_under_a_name_of_stacks_are_no_stack() -> None:
+    tree = {"h": {"query": jnp.ones((8, 16)), "value": jnp.ones((8, 16))}, "stack_0": {"w1": jnp.ones((8, 8)), "w2": jnp.ones((8, 8))}, "out": jnp.ones((8, 2))}
+    assert [layer.path for layer in layers(tree) if layer.stack] == []
 
 
 def test_numbered_layers_under_a_name_of_stacks_are_no_stack() -> None:

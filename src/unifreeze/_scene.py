@@ -107,7 +107,10 @@ class Scene:
             inside = {i for i in self.weighted if root <= i < self.ends[root]}
             if inside & picked and not (whole and inside <= picked):
                 what = self._stack(root)
-                raise SelectorError(f"{asking} goes by the order of single layers, and some of them lie in a stack.\n  {what[0]}\n  {what[1]}")
+                raise SelectorError(
+                    f"{asking} goes by the order of single layers, and some of them lie in a stack.\n  {what[0]}\n  {what[1]}\n"
+                    "  Or pick parts of it by name, which goes by no order, and is right as well if this is no stack."
+                )
 
     def _stack(self, place: int) -> tuple[str, str]:
         """What a stack is, and what to do about it."""

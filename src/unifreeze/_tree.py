@@ -167,18 +167,19 @@ def state_of(layers: list[Layer]) -> State:
 def with_state(tree: Layer, state: State) -> Layer:
     """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags)."""
 
-    def status(parameter: Parameter) -> Parameter:
+    def under(parameter: Parameter) -> Parameter:
         wanted: Status = "frozen" if parameter.path in state.frozen else "trainable"
-        return parameter if parameter.untrainable or parameter.status == wanted else replace(parameter, status=wanted)
+        rows = state.rows.get(parameter.path)
+        same = parameter.untrainable or (parameter.status == wanted and parameter.rows == rows)
+        return parameter if same else replace(parameter, status=wanted, rows=rows)
 
     done: dict[str, Layer] = {}
     for layer in reversed(list(tree.walk())):
-        done[layer.path] = replace(
-            layer,
-            parameters=tuple(map(status, layer.parameters)),
-            children=tuple(done[child.path] for child in layer.children),
-            inference=state.inference.get(layer.path),
-        )
+        parameters = tuple(map(under, layer.parameters))
+        children = tuple([done[child.path] for child in layer.children])
+        inference = state.inference.get(layer.path)
+        same = parameters == layer.parameters and children == layer.children and inference == layer.inference
+        done[layer.path] = layer if same else replace(layer, parameters=parameters, children=children, inference=inference)
     return done[tree.path]
 
 

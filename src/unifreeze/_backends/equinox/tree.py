@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from unifreeze._backends.jax.stacks import told
 from unifreeze._backends.jax.tree import dtype_name, flat, is_array, is_inexact, is_key, split, text
 from unifreeze.plugin import BackendError, Layer, Parameter, role
 
@@ -147,5 +148,19 @@ def _built(nodes: list[_Node]) -> Layer:
             children,
             native=node.native,
             hidden_state=node.hidden_state,
+            stack=told(_axes(node.native), parameters, children),
         )
     return done[id(nodes[0])]
+
+
+def _axes(native: Any) -> dict[str, int]:
+    """How many axes the parameters of equinox's own layers have in a single layer, by name: they have more in a module that ``filter_vmap`` made."""
+    if isinstance(native, eqx.nn.Linear):
+        return {"weight": 2, "bias": 1}
+    if isinstance(native, eqx.nn.Conv | eqx.nn.ConvTranspose):
+        return {"weight": 2 + native.num_spatial_dims, "bias": 1 + native.num_spatial_dims}
+    if isinstance(native, eqx.nn.LayerNorm | eqx.nn.RMSNorm):
+        return dict.fromkeys(("weight", "bias"), len(native.shape))
+    if isinstance(native, eqx.nn.BatchNorm | eqx.nn.GroupNorm):
+        return {"weight": 1, "bias": 1}
+    return {"weight": 2} if isinstance(native, eqx.nn.Embedding) else {}

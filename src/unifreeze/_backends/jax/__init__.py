@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterable, Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import jax
 
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
-from unifreeze.plugin import Shape as OutputShape
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Shape as OutputShape, Slots, Status, hookimpl, named, role
 
 from .audit import findings
 from .clues import clues, values
 from .fingerprint import fingerprint
 from .kinds import is_parameter, kind_of, state_role, type_of
+from .nodes import Node, read
 from .plan import Plan, plan_of
 from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
 from .said import trainable
 from .shapes import linen_shapes
 from .slots import SLOTS
 from .stacks import stacks
-from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, read
+from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
 
@@ -128,12 +129,18 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
 
 
 def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
-    name, dtype = path.rpartition(".")[2], array.dtype
-    size = prod(array.shape) * dtype.itemsize
-    if not is_parameter(name, array, kind, ours=ours):
-        return Parameter(path, array.shape, dtype_name(dtype), size, "buffer", state_role(name, array), array)
+    dtype, nbytes, status, its_role, untrainable = _traits(path.rpartition(".")[2], array.shape, array.dtype, kind, ours=ours)
+    return Parameter(path, array.shape, dtype, nbytes, status, its_role, array, untrainable)
+
+
+@lru_cache(maxsize=1 << 12)
+def _traits(name: str, shape: tuple[int, ...], dtype: Any, kind: str, *, ours: bool) -> tuple[str, int, Status, str, str]:
+    """What is the same for all arrays of the same name, shape and type in layers of a kind; a large model has few of these."""
+    size = prod(shape) * dtype.itemsize
+    if not is_parameter(name, dtype, kind, ours=ours):
+        return dtype_name(dtype), size, "buffer", state_role(name, dtype), ""
     untrainable = "" if is_inexact(dtype) else f"{dtype} has no gradient"
-    return Parameter(path, array.shape, dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), array, untrainable)
+    return dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), untrainable
 
 
 class Shape(jax.ShapeDtypeStruct):
@@ -147,10 +154,8 @@ def abstract(tree: Any) -> Any:
     shapes: dict[int, Shape] = {}
 
     def shape(leaf: Any) -> Any:
-        if not is_array(leaf):
+        if type(leaf) is jax.ShapeDtypeStruct or not is_array(leaf):
             return leaf
-        if type(leaf) is jax.ShapeDtypeStruct:
-            return Shape(leaf.shape, leaf.dtype)
         if id(leaf) not in shapes:
             shapes[id(leaf)] = Shape(leaf.shape, leaf.dtype)
         return shapes[id(leaf)]

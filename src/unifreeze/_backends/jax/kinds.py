@@ -6,7 +6,8 @@ from typing import Any
 
 from unifreeze.plugin import role
 
-from .tree import Node, is_frozen_dict, is_inexact, is_key, stem
+from .nodes import Node, stem
+from .tree import dtype_name, is_frozen_dict, is_inexact, is_key
 
 # Names that linen and haiku give by themselves, in lower case and without underscores.
 _STEMS = {
@@ -37,7 +38,7 @@ def kind_of(node: Node) -> str:
     if named in _WHOLE:
         return named
     own = {path.rpartition(".")[2]: array for path, array, ours in node.arrays if ours}
-    state = {state_role(path.rpartition(".")[2], array) for path, array, ours in node.arrays if not ours}
+    state = {state_role(path.rpartition(".")[2], array.dtype) for path, array, ours in node.arrays if not ours}
     return _of_arrays(named, own, state) if own or state else "container"
 
 
@@ -76,14 +77,14 @@ def type_of(node: Node, kind: str) -> str:
     return "".join(word.capitalize() for word in kind.split("_"))
 
 
-def is_parameter(name: str, array: Any, kind: str, *, ours: bool) -> bool:
+def is_parameter(name: str, dtype: Any, kind: str, *, ours: bool) -> bool:
     """Whether an array is a parameter: it can have a gradient, or it is a weight that has been quantised to integers."""
-    return ours and not is_key(array.dtype) and (is_inexact(array.dtype) or role(kind, name) in _ROLES)
+    return ours and not is_key(dtype) and (is_inexact(dtype) or role(kind, name) in _ROLES)
 
 
-def state_role(name: str, array: Any) -> str:
+def state_role(name: str, dtype: Any) -> str:
     """The field's name for a buffer."""
-    if is_key(array.dtype) or (str(array.dtype) == "uint32" and any(word in name.lower() for word in ("key", "rng", "seed"))):
+    if is_key(dtype) or (dtype_name(dtype) == "uint32" and any(word in name.lower() for word in ("key", "rng", "seed"))):
         return "rng"
     plain = name.lower()
     if plain in {"mean", "mean_ema/average", "running_mean"}:

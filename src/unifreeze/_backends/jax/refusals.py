@@ -49,11 +49,11 @@ def refuse_training_state(model: Any) -> None:
         )
 
 
-def refuse_optimizer_state(node: Any, path: tuple[str, ...]) -> None:
+def refuse_optimizer_state(node: Any, path: str) -> None:
     """Raises if a container in a tree is one of optax's states, or of ours."""
     kind = type(node)
     if kind.__module__.startswith("optax.") or kind.__name__ == "PlannedState":
-        where = f" at {'.'.join(path)}" if path else ""
+        where = f" at {path}" if path else ""
         raise ArgumentError(f"This tree holds the state of an optimizer{where}: {kind.__name__}.\n  Give the parameters alone, such as state.params.")
 
 

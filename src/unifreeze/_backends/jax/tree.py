@@ -1,13 +1,13 @@
-"""Pytrees: their leaves, the dotted names of these, and the order in which a model defined them."""
+"""Pytrees: their leaves, and the dotted names of these."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -16,9 +16,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from unifreeze.plugin import UnifreezeError
 
-from .refusals import refuse_optimizer_state, refuse_without_floats
-
-KeyPath = tuple[Any, ...]
+_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 #: Linen collections that live for one call only. They are no part of a model.
 PASSING = frozenset({"cache", "intermediates", "losses", "metrics", "perturbations", "summaries"})
@@ -26,7 +24,7 @@ PASSING = frozenset({"cache", "intermediates", "losses", "metrics", "perturbatio
 
 def is_array(leaf: object) -> bool:
     """Whether a leaf is an array, with or without values. Python's own numbers are settings of a model, not its weights."""
-    return isinstance(leaf, np.ndarray | np.generic | jax.ShapeDtypeStruct | jax.Array)
+    return type(leaf) is jax.ShapeDtypeStruct or isinstance(leaf, _ARRAYS)
 
 
 @cache
@@ -116,43 +114,83 @@ def split(key: str) -> tuple[str, ...]:
     return tuple(part for part in key.replace(".", "/").split("/") if part) or ("_",)
 
 
-def components(keys: KeyPath, collections: frozenset[str]) -> tuple[str, ...]:
-    """The dotted path of a node, in components, without its collection."""
-    return tuple(part for key in keys[bool(collections) :] for part in split(text(key)))
+def joined(path: str, key: str) -> str:
+    """The dotted path of what lies under a key of the container at ``path``."""
+    parts = key if key and "." not in key and "/" not in key else ".".join(split(key))
+    return f"{path}.{parts}" if path else parts
 
 
-def _component_of_leaf(keys: KeyPath, collections: frozenset[str]) -> tuple[str, ...]:
-    """As ``components``; but the own name of a buffer may hold slashes, and haiku keeps an average in a module below the layer that it belongs to."""
-    if not collections or text(keys[0]) == "params":
-        return components(keys, collections)
-    above, last = components(keys[:-1], collections), text(keys[-1])
-    if above[-2:-1] == ("~",) and above[-1].endswith("_ema"):
-        above, last = above[:-2], f"{above[-1]}/{last}"
-    return (*above, last.replace(".", "/"))
+def leaf_name(path: str, key: str | None, shelf: str) -> str:
+    """As ``joined``, for a leaf in a collection; but the own name of a buffer may hold slashes, and haiku keeps an average in a module below its layer."""
+    if shelf == "params":
+        return "" if key is None else joined(path, key)
+    own = (shelf if key is None else key).replace(".", "/")
+    above = path.split(".")
+    if above[-2:-1] == ["~"] and above[-1].endswith("_ema"):
+        path, own = ".".join(above[:-2]), f"{above[-1]}/{own}"
+    return f"{path}.{own}" if path else own
 
 
-def names(paths: Sequence[KeyPath], collections: frozenset[str]) -> list[str]:
-    """Returns the dotted name of every leaf, from the key paths of all leaves of a tree.
+def inside(node: Any, *, sort: bool = False) -> list[tuple[str, Any]] | None:
+    """Returns the keys and children of a container, or ``None`` for a leaf and for what a masked tree leaves out.
 
-    A box with a single ``value`` (flax's partitioned parameters) is no component of its own.
+    A box with a single ``value`` (flax's partitioned parameters) counts as the leaf in it.
+
+    Args:
+        node: Any node of a tree.
+        sort: Whether in the order in which JAX flattens, rather than in the container's own.
+    """
+    if type(node) is dict:  # nearly always
+        items = sorted(node.items(), key=itemgetter(0)) if sort else node.items()
+        return [(key if type(key) is str else str(key), child) for key, child in items]
+    if is_array(node) or absent(node):
+        return None
+    found = entries(node)
+    if found is None or _boxes(node, found):
+        return None
+    if sort and loses_order(node):
+        found.sort(key=lambda entry: entry[0].key)
+    return [(text(key), child) for key, child in found]
+
+
+def _boxes(node: Any, found: list[tuple[Any, Any]]) -> bool:
+    inner = next((child for key, child in found if type(key) is GetAttrKey and key.name == "value"), node)
+    return inner is not node and inside(inner) is None and len(jax.tree_util.tree_leaves(node, is_leaf=absent)) == 1
+
+
+def unboxed(node: Any) -> Any:
+    """The leaf in a box, or the leaf itself."""
+    return node if is_array(node) or absent(node) or not entries(node) else jax.tree_util.tree_leaves(node, is_leaf=absent)[0]
+
+
+def shelves(tree: Any) -> list[tuple[str, Any]]:
+    """The collections of a tree with their names, that of the parameters first; a tree without them is one of parameters."""
+    return [(name, tree[name]) for name in sorted(tree, key=lambda name: name != "params")] if collections_of(tree) else [("params", tree)]
+
+
+def told_apart(found: list[str], of: list[str], tree: Any) -> list[str]:
+    """Names with their collection where two collections have the same.
+
+    Args:
+        found: The dotted name of every leaf.
+        of: The collection of every leaf.
+        tree: The tree.
 
     Raises:
-        UnifreezeError: If two leaves get the same name.
+        UnifreezeError: If two leaves still have the same name.
     """
-    boxed = {keys[:-1] for keys in paths if len(keys) > 1 and isinstance(keys[-1], GetAttrKey) and keys[-1].name == "value"}
-    alone = Counter(keys[:depth] for keys in paths for depth in range(len(keys)) if keys[:depth] in boxed) if boxed else {}
-    bare = [keys[:-1] if boxed and keys[:-1] in boxed and alone[keys[:-1]] == 1 else keys for keys in paths]
-    found = [".".join(_component_of_leaf(keys, collections)) for keys in bare]
+    if len(set(found)) == len(found):
+        return found
     times = Counter(found)
-    if len(times) < len(found) and collections:
-        found = [f"{name}@{text(keys[0])}" if times[name] > 1 and text(keys[0]) != "params" else name for name, keys in zip(found, bare, strict=True)]
-        times = Counter(found)
-    if len(times) < len(found):
-        double = next(name for name, count in times.items() if count > 1)
-        both = [jax.tree_util.keystr(keys) for name, keys in zip(found, paths, strict=True) if name == double]
-        repair = "Rename one of them: '.' and '/' in a key part a path."
-        raise UnifreezeError(f"Two leaves have the same dotted path {double!r}.\n  {both[0]} and {both[1]}\n  {repair}")
-    return found
+    apart = [f"{name}@{shelf}" if times[name] > 1 and shelf != "params" else name for name, shelf in zip(found, of, strict=True)]
+    times = Counter(apart)
+    if len(times) == len(apart):
+        return apart
+    double = next(name for name, count in times.items() if count > 1)
+    keys = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=absent)[0]]
+    both = [jax.tree_util.keystr(at) for name, shelf, at in zip(*_names_in(tree), keys, strict=True) if double in {name, f"{name}@{shelf}"}]
+    repair = "Rename one of them: '.' and '/' in a key part a path."
+    raise UnifreezeError(f"Two leaves have the same dotted path {double!r}.\n  {both[0]} and {both[1]}\n  {repair}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,135 +225,21 @@ def flat(tree: Any) -> Flat:
 
 
 def _names_of(tree: Any) -> tuple[str, ...]:
-    paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=absent)[0]]
-    return tuple(names(paths, collections_of(tree)))
+    return tuple(told_apart(*_names_in(tree), tree))
 
 
-# Nodes, and their order.
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A container that holds arrays, while the tree is being read."""
-
-    name: str = ""
-    native: object = None
-    keys: list[str] = field(default_factory=list)
-    sorts: bool = True
-    beside: bool = False  # stands in no collection of parameters, only in another
-    arrays: list[tuple[str, Any, bool]] = field(default_factory=list)  # dotted path, array, whether it stands among the parameters
-    children: dict[str, Node] = field(default_factory=dict)
-    lost_order: str = ""
-    mapped: bool = False
-
-
-def read(tree: Any) -> Node:
-    """Reads a tree as nodes in the model's order, each with the arrays that it owns. Containers without arrays are left out."""
-    collections = collections_of(tree)
-    found, containers = _gathered(tree, collections)
-    root = containers.pop((), Node())
-    root.native = tree
-    for path, (keys, leaf) in zip(names([keys for keys, _ in found], collections), found, strict=True):
-        if not is_array(leaf) or (collections and text(keys[0]) in PASSING):
-            continue
-        owner, ours, above = root, not collections or text(keys[0]) == "params", tuple(path.split(".")[:-1])
-        for depth, part in enumerate(above, 1):
-            if part not in owner.children:
-                child = owner.children[part] = containers.get(above[:depth]) or Node()
-                child.name, child.beside = part, not ours
-            owner = owner.children[part]
-        owner.arrays.append((path, leaf, ours))
-    if not any(is_array(leaf) and is_inexact(leaf.dtype) for _, leaf in found):
-        refuse_without_floats([f"{jax.tree_util.keystr(keys)} ({leaf.dtype})" for keys, leaf in found if is_array(leaf)])
-    _arrange(root)
-    return root
-
-
-def _gathered(tree: Any, collections: frozenset[str]) -> tuple[list[tuple[KeyPath, Any]], dict[tuple[str, ...], Node]]:
-    """The leaves of a tree, those of the collection of parameters first, and its containers by their path."""
-    leaves: list[tuple[KeyPath, Any]] = []
-    containers: dict[tuple[str, ...], Node] = {}
-    shelves = sorted(tree, key=lambda name: name != "params") if collections else []
-    starts = [((DictKey(name),), tree[name]) for name in shelves] if collections else [((), tree)]
-    for start, part in starts:
-        pending: list[tuple[KeyPath, tuple[str, ...], Any]] = [(start, (), part)]
-        while pending:
-            keys, path, node = pending.pop()
-            below = entries(node)
-            if below is None or absent(node):
-                leaves.append((keys, node))
-                continue
-            refuse_optimizer_state(node, path)
-            names = [text(key) for key, _ in below]
-            if path not in containers:
-                containers[path] = Node(native=node, keys=names, sorts=loses_order(node))
-            pending.extend([((*keys, key), (*path, *split(name)), child) for (key, child), name in zip(reversed(below), reversed(names), strict=True)])
-    return leaves, containers
-
-
-@lru_cache(maxsize=1 << 16)
-def stem(name: str) -> tuple[str, int]:
-    """Parts a numbered name.
-
-    >>> stem("Dense_10"), stem("linear"), stem("block3")
-    (('Dense', 10), ('linear', -1), ('block', 3))
-    """
-    match = re.fullmatch(r"(.*?)[_-]?(\d+)", name)
-    return (match[1], int(match[2])) if match else (name, -1)
-
-
-def _arrange(root: Node) -> None:
-    """Brings numbered siblings into natural order, and says of each node whether the order of its children can be trusted.
-
-    JAX sorts the keys of every dict that goes through ``jit`` or ``tree_map``. A dict with unsorted keys has not been there, and its order is the model's.
-    """
-    nodes = [root]
-    for node in nodes:
-        nodes.extend(node.children.values())
-    for node in reversed(nodes):
-        node.mapped = node.sorts and (_bias_first(node.keys) or (bool(node.children) and _numbers_sorted_as_text(list(node.children))))
-        node.mapped = node.mapped or any(child.mapped for child in node.children.values())
-    untouched = any(node.sorts and node.keys != sorted(node.keys) for node in nodes)
-    for node in nodes:
-        if node.sorts and len(node.children) > 1:
-            node.lost_order = _why_lost(node, untouched=untouched)
-            node.children = _by_number(node.children)
-
-
-_WEIGHTS = frozenset({"kernel", "w", "weight", "scale", "gamma", "embedding"})
-_BIASES = frozenset({"bias", "b", "offset", "beta"})
-
-
-def _bias_first(keys: list[str]) -> bool:
-    """Whether keys bear the mark of sorting: every framework defines a layer's weight before its bias."""
-    first = next((key for key in keys if key in _WEIGHTS or key in _BIASES), "")
-    return first in _BIASES and not _WEIGHTS.isdisjoint(keys)
-
-
-def _numbers_sorted_as_text(keys: list[str]) -> bool:
-    return keys == sorted(keys) and list(_by_number(dict.fromkeys(keys))) != keys
-
-
-def _by_number(children: dict[str, Any]) -> dict[str, Any]:
-    """Orders those that differ in their number only, among the places that they have."""
-    queues: dict[str, list[str]] = {}
-    for name in sorted(children, key=stem):
-        queues.setdefault(stem(name)[0], []).append(name)
-    order = [queues[stem(name)[0]].pop(0) for name in children]
-    return {name: children[name] for name in order}
-
-
-def _why_lost(node: Node, *, untouched: bool) -> str:
-    names = list(node.children)
-    if len({stem(name)[0] for name in names}) == 1:
-        return ""
-    beside = [name for name, child in node.children.items() if child.beside]
-    if beside and len(beside) < len(names):
-        return f"{', '.join(beside[:3])}: only statistics are stored of it, and not its place among the layers that have parameters."
-    if untouched and not node.mapped:
-        return ""
-    # A sorted dict may have been given more keys, and a new dict may be made of mapped ones: then its first keys tell.
-    run = next((i for i in range(1, len(names)) if names[i] < names[i - 1]), len(names))
-    if run < len(names) and len({stem(name)[0] for name in names[:run]}) == 1:
-        return ""
-    return "The keys of its dict are sorted. JAX sorts them under jit and tree_map, so they do not tell in which order the layers stand."
+def _names_in(tree: Any) -> tuple[list[str], list[str]]:
+    """The dotted name and the collection of every leaf, in the order in which JAX flattens."""
+    found, of = [], []
+    parts = (inside(tree, sort=True) if collections_of(tree) else None) or [("params", tree)]
+    pending: list[tuple[str, str | None, str, Any]] = [("", None, name, part) for name, part in reversed(parts)]
+    while pending:
+        path, key, shelf, node = pending.pop()
+        below = inside(node, sort=True)
+        if below is None:
+            found.append(leaf_name(path, key, shelf))
+            of.append(shelf)
+        else:
+            here = path if key is None else joined(path, key)
+            pending.extend([(here, name, shelf, child) for name, child in reversed(below)])
+    return found, of

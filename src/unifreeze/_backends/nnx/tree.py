@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unifreeze._backends.jax.stacks import told
 from unifreeze.plugin import Layer, Parameter, Status, role
 
 from . import swap
@@ -197,4 +198,26 @@ def _layer(node: _Node, arrays: list[Parameter], children: tuple[Layer, ...]) ->
         inference=swap.held(node.native),
         native=node.native,
         lost_order=_lost_order(node.native),
+        stack=told(_axes(node.native), parameters, children),
     )
+
+
+_VECTORS = {"bias": 1, "scale": 1}
+
+
+def _axes(native: Any) -> dict[str, int]:
+    """How many axes the parameters of nnx's own layers have in a single layer, by name: they have more in a module that ``nnx.vmap`` made."""
+    if isinstance(native, nnx.Linear):
+        return {"kernel": 2, "bias": 1}
+    if isinstance(native, nnx.Conv | nnx.ConvTranspose):
+        return {"kernel": 2 + (1 if isinstance(native.kernel_size, int) else len(native.kernel_size)), "bias": 1}
+    if isinstance(native, nnx.LinearGeneral) and not native.batch_axis:
+        outputs = _count(native.out_features)
+        return {"kernel": _count(native.in_features) + outputs, "bias": outputs}
+    if isinstance(native, nnx.Embed):
+        return {"embedding": 2}
+    return _VECTORS if isinstance(native, nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm) else {}
+
+
+def _count(features: Any) -> int:
+    return len(features) if isinstance(features, tuple | list) else 1
