@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Shape as OutputShape, Slots, Status, hookimpl, named, role
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, Status, hookimpl, named, role
+from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
 from .clues import clues, values
@@ -27,7 +28,7 @@ from .said import trainable
 from .shapes import linen_shapes
 from .slots import SLOTS
 from .stacks import stacks
-from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
+from .tree import collections_of, copied, dtype_name, entries, is_array, is_inexact
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
 
