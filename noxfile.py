@@ -151,6 +151,15 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def examples(session: nox.Session, backend: str) -> None:
+    """A whole fine-tuning in two phases on one backend, with its proof. ``nox -s "examples(torch)"`` is the one for PyTorch."""
+    _install(session, ".", group=f"test-{backend}")
+    name = {"jax": "linen"}.get(backend, backend.partition("-")[0])
+    session.run("python", f"examples/with_{name}.py", *session.posargs, env=_environment(backend))
+
+
+@nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
     """Ratios against hand-written loops and against torchinfo."""
     _install(session, ".", group="bench")

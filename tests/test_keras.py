@@ -19,7 +19,7 @@ from unifreeze import UnifreezeWarning, freeze, summary, unfreeze
 from unifreeze._backends.keras import BACKEND as OURS
 from unifreeze._backends.keras.optimizer import Bank, retarget
 from unifreeze.errors import BackendError, FrozenMovedError, NothingSelectedError, UnbuiltModelError, UntrainableError
-from unifreeze.select import after, before, first, kind, last, upto
+from unifreeze.select import after, first, kind, upto
 from unifreeze.testing import Conformance
 
 BACKEND = keras.backend.backend()
@@ -836,13 +836,7 @@ def test_bytes_count() -> None:
     assert summary(model).totals.bytes_by_dtype == {"bfloat16": 40}
 
 
-# Real models, and the recipes that are taught.
-
-
-def counts(model: Any) -> tuple[int, int, int]:
-    """As ``model.summary()`` counts: trainable tensors; trainable and non-trainable elements, with statistics among the latter."""
-    size = lambda weights: sum(int(np.prod(v.shape)) for v in weights)  # noqa: E731
-    return len(model.trainable_weights), size(model.trainable_weights), size(model.non_trainable_weights)
+# Selectors. Recipes and real models have files of their own.
 
 
 def test_mobilenet_by_count_and_by_its_own_layers() -> None:
@@ -854,96 +848,6 @@ def test_mobilenet_by_count_and_by_its_own_layers() -> None:
     assert totals.trainable == sum(int(np.prod(v.shape)) for v in model.trainable_weights)
     shapes = {row.path: row.output_shape for row in summary(model).rows}
     assert shapes["Conv1"] == (None, 16, 16, 32)
-    start = now(model)
-    model.compile("sgd", "sparse_categorical_crossentropy")
-    model.train_on_batch(np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32"), np.array([0, 1]))
-    assert not moved(start, model) & {layer.name for layer in model.layers[:10]}
-    assert "predictions" in moved(start, model)
-
-
-def test_recipes_1_and_2_mobilenet() -> None:
-    base = keras.applications.MobileNetV2(input_shape=(160, 160, 3), include_top=False, weights=None, pooling="avg")
-    inputs = keras.Input((160, 160, 3))
-    model = keras.Model(inputs, keras.layers.Dense(1)(base(inputs, training=False)))
-    freeze(model, layers=base)
-    assert counts(model) == (2, 1_281, 2_257_984)
-    unfreeze(model)
-    assert counts(model) == (158, 2_225_153, 34_112)
-    freeze(model, layers=base)
-    unfreeze(model, layers=base)
-    freeze(model, layers=base.layers[:100])
-    assert counts(model) == (56, 1_862_721, 396_544)
-
-
-def test_recipe_3_inception() -> None:
-    base = keras.applications.InceptionV3(include_top=False, weights=None)
-    x = keras.layers.Dense(1024, activation="relu")(keras.layers.GlobalAveragePooling2D()(base.output))
-    model = keras.Model(base.input, keras.layers.Dense(200)(x))
-    freeze(model, layers=base.layers)
-    assert counts(model) == (4, 2_303_176, 21_802_784)
-    unfreeze(model)
-    freeze(model, layers=model.layers[:249])
-    assert counts(model) == (40, 13_418_056, 10_687_904)
-
-
-def test_recipes_4_and_5_vgg() -> None:
-    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(150, 150, 3))
-    model = keras.Sequential([base, keras.layers.Flatten(), keras.layers.Dense(256), keras.layers.Dense(1)])
-    model.build((None, 150, 150, 3))
-    freeze(model, layers=base)
-    assert counts(model)[0] == 4
-    unfreeze(model, layers=base)
-    freeze(model, layers=before("vgg16.block5_conv1") & base)
-    assert counts(model)[0] == 10
-    unfreeze(model)
-    freeze(model, layers=base.layers[:-4])
-    assert counts(base) == (6, 7_079_424, 7_635_264)
-
-
-def test_recipe_10_21_24_the_first_and_all_but_the_last() -> None:
-    layers = keras.layers
-    model = keras.Sequential([keras.Input((100,)), layers.Dense(32), layers.Dense(10)])
-    freeze(model, layers=first(1))
-    assert counts(model) == (2, 330, 3_232)
-    model = keras.Sequential([keras.Input((784,)), layers.Dense(32), layers.Dense(32), layers.Dense(32), layers.Dense(10)])
-    freeze(model, layers=~last(1))
-    assert counts(model) == (2, 330, 27_232)
-    unfreeze(model)
-    freeze(model, layers=model.layers[:-1])
-    assert counts(model) == (2, 330, 27_232)
-
-
-def test_recipe_14_everything_but_batch_norm() -> None:
-    model = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3))
-    freeze(model, layers=~kind("batch_norm"))
-    assert counts(model) == (106, 53_120, 23_534_592)
-
-
-def test_recipe_16_lora() -> None:
-    model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8, name=name) for name in ("query", "key"))])
-    freeze(model)
-    unfreeze(model, layers="query")
-    model.layers[0].enable_lora(4)
-    freezing = freeze(model, params="bias")
-    assert set(freezing.trainable) == {"query.lora_kernel_a", "query.lora_kernel_b"}
-
-
-def test_recipe_23_bitfit() -> None:
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(2)])
-    freeze(model)
-    unfreeze(model, params="bias")
-    assert counts(model) == (2, 10, 80)
-    start = [value_of(v) for v in model.variables]
-    model.compile("sgd", "mse")
-    model.train_on_batch(np.ones((2, 8), "float32"), np.zeros((2, 2), "float32"))
-    assert [v.name for v, old in zip(model.variables, start, strict=True) if value_of(v).tobytes() != old.tobytes()] == ["bias", "bias"]
-
-
-def test_recipe_26_inside_a_wrapper() -> None:
-    model = keras.Sequential([keras.Input((3, 4)), keras.layers.TimeDistributed(keras.layers.Dense(3, name="inside"), name="td")])
-    with pytest.warns(UnifreezeWarning, match="nothing will train"):
-        freeze(model, layers="td.inside")
-    assert counts(model) == (0, 0, 15)
 
 
 def test_after_and_near_misses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,14 @@ import keras
 import numpy as np
 import pytest
 
-from kits.keras_eyes import counts, drawing, moved_layers
-from unifreeze import freeze, summary, unfreeze
-from unifreeze.select import before, kind, last
+from keras_recipes import RECIPES, Phase, adversaries, thawed
+from kits.keras_eyes import counts, drawing, look, moved_layers, which_moved
+from unifreeze import UnifreezeWarning, freeze, summary, unfreeze
 
+BACKEND = keras.backend.backend()
 L = keras.layers
+SMALL = [name for name, recipe in RECIPES.items() if not recipe.large]
+LARGE = [name for name, recipe in RECIPES.items() if recipe.large]
 
 
 @pytest.fixture(autouse=True)
@@ -22,193 +26,150 @@ def _drawn() -> Iterator[None]:
         yield
 
 
-def mobilenet(**kwargs: Any) -> Any:
-    return keras.applications.MobileNetV2(input_shape=(32, 32, 3), include_top=False, weights=None, pooling="avg", **kwargs)
+def flags(model: Any) -> list[bool]:
+    """Of the weights, in the model's own order: what training itself asks for."""
+    trains = set(map(id, model.trainable_variables))
+    return [id(weight) in trains for weight in model.weights]
 
 
-def with_head(base: Any, units: int, **kwargs: Any) -> Any:
-    inputs = keras.Input((32, 32, 3))
-    return keras.Model(inputs, L.Dense(units, name="head")(base(inputs, **kwargs)))
+def apply_ours(phase: Phase, model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Every parameter of", UnifreezeWarning)
+        phase.ours(model)
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_1_and_2_a_frozen_base_then_its_upper_part(ours: bool) -> None:
-    base = mobilenet()
-    model = with_head(base, 1, training=False)
-    if ours:
-        freeze(model, layers=base)
-    else:
-        base.trainable = False
-    assert counts(model) == (2, 1_281, 2_257_984)
-    if ours:
-        unfreeze(model)
-    else:
-        base.trainable = True
-    assert counts(model) == (158, 2_225_153, 34_112)
-    if ours:
-        freeze(model, layers=base.layers[:100])
-    else:
-        for layer in base.layers[:100]:
-            layer.trainable = False
-    assert counts(model) == (56, 1_862_721, 396_544)
+def need_true_summary(model: Any) -> None:
+    """Trainable, frozen, and what no optimizer trains, as the arrays themselves say; Keras's own figures beside them where they differ."""
+    size = lambda variables: sum(int(np.prod(v.shape)) for v in variables)  # noqa: E731
+    tensors, trainable, still = counts(model)
+    statistics = size(weight for weight in model.weights if weight.name.startswith("moving_") or weight.name in ("mean", "variance", "count"))
+    states = size(v for v in model.variables if "seed" in v.path)
+    told = summary(model)
+    assert (told.totals.trainable, told.totals.frozen, told.totals.buffers) == (trainable, still - statistics, statistics + states)
+    assert told.totals.parameters == trainable + still - statistics
+    assert (f"Trainable params: {trainable:,}, Non-trainable params: {still:,}" in " ".join(told.notes)) == bool(statistics)
+    assert bool(tensors) == bool(trainable)
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_6_the_last_twenty_without_batch_norm(ours: bool) -> None:
-    inputs = keras.Input((32, 32, 3))
-    base = keras.applications.EfficientNetB0(include_top=False, input_tensor=inputs, weights=None)
-    if ours:
-        freeze(base)
-    else:
-        base.trainable = False
-    x = L.BatchNormalization()(L.GlobalAveragePooling2D(name="avg_pool")(base.output))
-    model = keras.Model(inputs, L.Dense(10, name="pred")(L.Dropout(0.2, name="top_dropout")(x)))
-    assert counts(model)[:2] == (4, 15_370)
-    upper = [layer for layer in model.layers[-20:] if not isinstance(layer, L.BatchNormalization)]
-    if ours:
-        unfreeze(model, layers=[layer for layer in upper if layer.weights])
-    else:
-        for layer in upper:
-            layer.trainable = True
-    assert counts(model) == (12, 1_136_954, 2_930_547)
+@pytest.mark.parametrize("name", RECIPES)
+def test_by_hand_and_through_our_selectors(name: str) -> None:
+    recipe, states, model = RECIPES[name], [], None
+    for phase, model in zip(recipe.phases, recipe.script(), strict=True):
+        assert counts(model) == phase.by_hand, "by hand"
+        need_true_summary(model)
+        states.append(flags(model))
+    thawed(model)
+    for phase, by_hand in zip(recipe.phases, states, strict=True):
+        apply_ours(phase, model)
+        assert counts(model) == (phase.meant or phase.by_hand), "ours"
+        assert phase.meant or flags(model) == by_hand
+        need_true_summary(model)
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_8_a_shared_encoder_from_conv5_block1_out(ours: bool) -> None:
-    base = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), include_top=False)
-    encoder = keras.Model(base.input, L.Dense(256, name="embedding")(L.Flatten()(base.output)))
-    if ours:
-        freeze(encoder, layers=before("conv5_block1_out"))
-    else:
-        trainable = False
-        for layer in base.layers:
-            if layer.name == "conv5_block1_out":
-                trainable = True
-            layer.trainable = trainable
-    assert counts(encoder) == (26, 11_028_736, 14_656_384)
-    one, other = keras.Input((64, 64, 3)), keras.Input((64, 64, 3))
-    siamese = keras.Model([one, other], L.Subtract()([encoder(one), encoder(other)]))
-    assert counts(siamese) == (26, 11_028_736, 14_656_384)
-    assert summary(siamese).totals.trainable == 11_028_736
+def data(model: Any) -> tuple[Any, Any]:
+    """Eight rows that fit a model; whole numbers where it looks words up."""
+    draw, shape = np.random.default_rng(1), lambda tensor: (8, *(axis or 75 for axis in tensor.shape[1:]))
+    inputs = [draw.integers(0, 100, shape(x)) if "int" in x.dtype else draw.normal(size=shape(x)).astype("float32") for x in model.inputs]
+    targets = [draw.normal(size=shape(y)).astype("float32") for y in model.outputs]
+    return (inputs, targets) if len(inputs) > 1 or len(targets) > 1 else (inputs[0], targets[0])
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_9_and_24_frozen_word_vectors(ours: bool) -> None:
-    for pool, units, expected in ((L.GlobalAveragePooling1D, 2, 18), (L.Flatten, 1, 161)):
-        table = L.Embedding(100, 8, name="table", trainable=ours)
-        model = keras.Sequential([keras.Input((20,), dtype="int32"), table, pool(), L.Dense(units, name="head")])
-        table.set_weights([np.ones((100, 8), "float32")])
-        if ours:
-            freeze(model, layers=kind("embedding"))
-        assert counts(model) == (2, expected, 800)
-        model.compile("sgd", "mse")
-        assert moved_layers(model, lambda: model.train_on_batch(np.ones((2, 20), "int32"), np.zeros((2, units)))) == {"head"}  # noqa: B023
+def need_obedience(model: Any, given: tuple[Any, Any]) -> None:
+    """After two steps, what trains has moved, with its statistics, and nothing else has a single other bit."""
+    trains = set(map(id, model.trainable_variables))
+    owners = [layer for layer in model._flatten_layers() if any(id(v) in trains for v in layer._trainable_variables)]
+    expected = {v.path for layer in owners for v in layer.weights if id(v) in trains or (v.name.startswith("moving_") and not layer._layers)}
+    before = look(model.weights)
+    for _ in range(2):
+        model.train_on_batch(*given)
+    assert set(which_moved(model.weights, before)) == expected
 
 
-def gan() -> tuple[Any, Any, Any]:
-    judge = keras.Sequential([keras.Input((6,)), L.Dense(12, name="d"), L.Dense(1, name="e")], name="judge")
-    generator = keras.Sequential([keras.Input((4,)), L.Dense(6, name="g")])
-    inputs = keras.Input((4,))
-    return judge, generator, keras.Model(inputs, judge(generator(inputs)))
+def train(name: str) -> None:
+    recipe, model = RECIPES[name], None
+    compiled: dict[str, Any] = {"loss": "mse", "run_eagerly": BACKEND == "tensorflow" and not recipe.large}
+    for model in recipe.script():
+        model.compile(keras.optimizers.Adam(0.01), **compiled)
+        need_obedience(model, data(model))
+    thawed(model).compile(keras.optimizers.Adam(0.01), **compiled)
+    for phase in recipe.phases:
+        apply_ours(phase, model)
+        need_obedience(model, data(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have any trainable weights")
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_train_what_the_counts_say(name: str) -> None:
+    train(name)
+
+
+@pytest.mark.deep
+@pytest.mark.filterwarnings("ignore:.*does not have any trainable weights")
+@pytest.mark.parametrize("name", LARGE)
+def test_large_models_train_what_the_counts_say(name: str) -> None:
+    train(name)
 
 
 def test_11_the_discriminator_off_between_two_compiles() -> None:
     """In Keras 3 the discriminator never trains; the flag is read when a step is traced, not at compile. Ours is off for the generator's step alone."""
-    noise, real = np.ones((4, 4), "float32"), np.ones((4, 6), "float32")
-    judge, _, combined = gan()
-    judge.compile("adam", "mse")
+    noise, real, ones = np.ones((4, 4), "float32"), np.ones((4, 6), "float32"), np.ones((4, 1), "float32")
+
+    def pair() -> tuple[Any, Any]:
+        judge, generator = adversaries()
+        judge.compile("adam", "mse")
+        inputs = keras.Input((4,))
+        return judge, keras.Model(inputs, judge(generator(inputs)))
+
+    judge, combined = pair()
     judge.trainable = False
     combined.compile("adam", "mse")
-    assert counts(combined) == (2, 30, 97)
-    assert counts(judge)[:2] == (0, 0)
-    assert any("judge.trainable is False" in note for note in summary(judge).notes) or summary(judge).totals.trainable == 0
+    assert counts(judge) == (0, 0, 97)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert not moved_layers(combined, lambda: judge.train_on_batch(real, ones)), "Keras's discriminator trains: the table, and our claim, are wrong"
+    assert summary(judge).totals.trainable == 0
 
-    judge, _, combined = gan()
-    judge.compile("adam", "mse")
+    judge, combined = pair()
     combined.compile("adam", "mse")
     for _ in range(2):
-        assert moved_layers(combined, lambda: judge.train_on_batch(real, np.ones((4, 1)))) == {"d", "e"}
+        assert moved_layers(combined, lambda: judge.train_on_batch(real, ones)) == {"d", "e"}
         with freeze(combined, layers=judge):
             assert counts(combined) == (2, 30, 97)
-            assert moved_layers(combined, lambda: combined.train_on_batch(noise, np.ones((4, 1)))) == {"g"}
-
-
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_12_a_model_on_another_ones_layers(ours: bool) -> None:
-    first = keras.Sequential([keras.Input((784,)), L.Dense(100), L.Dense(100), L.Dense(8)])
-    model = keras.Sequential([keras.Input((784,)), *first.layers[:-1], L.Dense(1)])
-    if ours:
-        freezing = freeze(model, layers=~last(1))
-    else:
-        for layer in model.layers[:-1]:
-            layer.trainable = False
-    assert counts(model) == (2, 101, 88_600)
-    if ours:
-        freezing.undo()
-    else:
-        for layer in model.layers[:-1]:
-            layer.trainable = True
-    assert counts(model) == (6, 88_701, 0)
-
-
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_15_the_first_n_by_index_then_all(ours: bool) -> None:
-    model = keras.applications.MobileNetV2(input_shape=(32, 32, 3), include_top=False, weights=None)
-    many = len(model.layers) - 3
-    if ours:
-        freeze(model, layers=before("Conv_1"))
-    else:
-        for place in range(many):
-            model.layers[place].trainable = False
-    assert counts(model)[:2] == (3, 412_160)
-    if ours:
-        unfreeze(model)
-    else:
-        for place in range(len(model.layers)):
-            model.layers[place].trainable = True
-    assert counts(model)[:2] == (156, 2_223_872)
-
-
-@pytest.mark.parametrize("ours", [False, True], ids=["keras", "unifreeze"])
-def test_17_the_layers_of_a_nested_encoder(ours: bool) -> None:
-    encoder = mobilenet()
-    model = with_head(encoder, 10)
-    if ours:
-        freeze(model, layers=encoder.layers)
-    else:
-        for layer in encoder.layers:
-            layer.trainable = False
-    assert counts(model) == (2, 12_810, 2_257_984)
+            assert moved_layers(combined, lambda: combined.train_on_batch(noise, ones)) == {"g"}
 
 
 def test_18_an_outer_flag_that_hides_inner_ones() -> None:
     """Keras trains nothing and does not say so; our summary does, and our unfreeze does what was meant."""
-    model = mobilenet()
+    model = keras.Sequential([keras.Input((4,)), L.Dense(4, name="a"), L.BatchNormalization(name="n"), L.Dense(4, name="b")])
     model.trainable = False
-    for layer in model.layers[-3:]:
-        layer.trainable = True
-    assert counts(model) == (0, 0, 2_257_984)
-    assert any("hides that Conv_1" in note and "nothing trains" in note for note in summary(model).notes)
-    unfreeze(model, layers=model.layers[-4:])
-    assert counts(model)[:2] == (3, 412_160)
+    model.get_layer("b").trainable = True
+    assert counts(model) == (0, 0, 56)
+    assert any("hides that b" in note and "nothing trains" in note for note in summary(model).notes)
+    unfreeze(model, layers="b")
+    assert counts(model) == (2, 20, 36)
     assert not any("hides" in note for note in summary(model).notes)
+    model.compile("sgd", "mse")
+    assert moved_layers(model, lambda: model.train_on_batch(np.ones((4, 4)), np.zeros((4, 4)))) == {"b"}
 
 
 def test_19_one_layer_in_a_frozen_and_a_trainable_model() -> None:
     """A flag belongs to the layer, so no two models can differ in it at one time; a freeze round the training of one of them does what was meant."""
     inputs = keras.Input((4,))
     layer = L.Dense(4, name="shared")
-    still, free = keras.Model(inputs, layer(inputs)), keras.Model(inputs, layer(inputs))
     layer.trainable = False
+    still = keras.Model(inputs, layer(inputs))
     still.compile("sgd", "mse")
-    assert counts(still)[0] == 0
+    assert counts(still) == (0, 0, 20)
     layer.trainable = True
+    free = keras.Model(inputs, layer(inputs))
     free.compile("sgd", "mse")
-    assert counts(still)[0] == 2, "Keras's frozen model has become trainable"
     data = np.ones((4, 4), "float32"), np.zeros((4, 4), "float32")
+    assert moved_layers(still, lambda: still.train_on_batch(*data)) == {"shared"}, "Keras's frozen model has become trainable"
     assert moved_layers(free, lambda: free.train_on_batch(*data)) == {"shared"}
     with freeze(still):
-        assert moved_layers(free, lambda: still.predict(data[0], verbose=0)) == set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert not moved_layers(still, lambda: still.train_on_batch(*data))
         assert summary(free).totals.trainable == 0, "said of both"
     assert moved_layers(free, lambda: free.train_on_batch(*data)) == {"shared"}
 

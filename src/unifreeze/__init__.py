@@ -6,32 +6,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, select
     from ._api import apply, freeze, layers, record, summary, unfreeze
-    from ._freezing import Freezing, Proof
+    from ._audit import Report, audit
+    from ._finding import Finding
+    from ._freezing import Freezing
+    from ._guard import Guard, guard
     from ._manager import backends
     from ._port import Correspondence, KerasView, Ported, correspond, keras_view, port
     from ._recipe import Phase, Recipe, Step
     from ._record import Record
     from ._summary import Summary
+    from ._verify import Proof
     from .errors import UnifreezeError, UnifreezeWarning
 
 __all__ = [
     "Correspondence",
+    "Finding",
     "Freezing",
+    "Guard",
     "KerasView",
     "Phase",
     "Ported",
     "Proof",
     "Recipe",
     "Record",
+    "Report",
     "Step",
     "Summary",
     "UnifreezeError",
     "UnifreezeWarning",
     "apply",
+    "audit",
     "backends",
     "correspond",
     "errors",
     "freeze",
+    "guard",
     "keras_view",
     "layers",
     "port",
@@ -41,11 +50,18 @@ __all__ = [
     "unfreeze",
 ]
 
-_ROOMS = {"_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"), "_freezing": ("Freezing", "Proof"), "_manager": ("backends",)} | {
+_ROOMS = {
+    "_api": ("apply", "freeze", "layers", "record", "summary", "unfreeze"),
+    "_audit": ("Report", "audit"),
+    "_finding": ("Finding",),
+    "_freezing": ("Freezing",),
+    "_guard": ("Guard", "guard"),
+    "_manager": ("backends",),
+    "_port": ("Correspondence", "KerasView", "Ported", "correspond", "keras_view", "port"),
     "_recipe": ("Phase", "Recipe", "Step"),
     "_record": ("Record",),
-    "_port": ("Correspondence", "KerasView", "Ported", "correspond", "keras_view", "port"),
     "_summary": ("Summary",),
+    "_verify": ("Proof",),
     "errors": ("UnifreezeError", "UnifreezeWarning"),
 }
 

@@ -7,7 +7,7 @@ import gc
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -20,6 +20,10 @@ from ._recording import wish_for
 from ._resolve import resolve
 from ._rows import Rows
 from ._summary import Summary
+from ._summary.make import summarise
+from ._summary.table import read_by
+from ._summary.wanted import Wanted
+from ._told import Told, call_text
 from ._tree import Layer, Parameter, State, state_of
 from ._wish import Held, Wish
 from .errors import ArgumentError, SelectorError, UnifreezeWarning, UntrainableError, near
@@ -151,6 +155,7 @@ def apply(model: object, recipe: Recipe | Record | Mapping[str, object] | str | 
         wish = Wish(tree, label)
         request = Record.read(recipe).request(tree, label)  # type: ignore[arg-type]
         wish.picked = {layer.path for layer in wish.nodes if any(parameter.path in request.state.frozen for parameter in layer.parameters)}
+        wish.told = [Told("apply(a record)", True, request.state.frozen, request.state.inference)]
         return _bring_about(backend, model, wish, request, knowingly=True)
     told = Recipe.read(recipe)  # type: ignore[arg-type]
     steps = told.steps
@@ -211,15 +216,46 @@ def record(model: object) -> Record:
 
 
 @_checked
-def summary(model: object, *, depth: int | None = None) -> Summary:
+def summary(
+    model: object,
+    *,
+    depth: int | None = None,
+    layers: object = None,
+    columns: Sequence[str] | None = None,
+    sort: str = "model",
+    collapse: bool = False,
+    inputs: object = None,
+    input_shape: object = None,
+    call: object = None,
+    optimizer: str | None = None,
+) -> Summary:
     """Returns a table of the model's layers, their parameters and status, and true totals. Nothing is computed and nothing is changed.
 
     Args:
         model: As in ``freeze``.
         depth: Shows layers down to this depth; the totals are always of the whole model.
+        layers: Shows the layers that a selector picks; as in ``freeze``.
+        columns: What to show, of ``layer`` (the name, indented), ``path``, ``type``, ``kind``, ``output_shape``, ``parameters``, ``buffers``, ``bytes``,
+            ``dtype``, ``status``, ``statistics`` (whether a training step moves them), ``mode`` (how a layer is held, or its own mode) and ``why`` (which
+            call froze it, in its own words).
+        sort: ``"model"``, the model's order; or by ``"path"``, ``"type"``, ``"kind"``, ``"status"``, or by ``"parameters"``, ``"buffers"``, ``"bytes"``,
+            the largest first.
+        collapse: Shows neighbours as one row (``0–31``, ``each …``) whose names count up and that are equal: in type, in the names, shapes, types and
+            statuses of their arrays, and in how they are held, all the way down.
+        inputs: Sample inputs, for output shapes: an array, a tuple of positional arguments, or a dict of named ones. Only shapes and types are read;
+            abstract arrays (meta tensors, ``jax.ShapeDtypeStruct``, ``keras.KerasTensor``) do as well. The model runs in inference on shapes alone.
+        input_shape: Instead of ``inputs``, the shape of one input with its batch axis, ``None`` for an open axis; several in a list, named ones in a dict.
+        call: For the variables of a linen module, which can't be called: the module.
+        optimizer: An optimizer's name in small letters, such as ``"adamw"``: adds what training will need besides, gradients and the optimizer's state.
 
     Returns:
-        A ``Summary``; ``print`` it, or take ``to_dict()``, ``to_json()``, ``to_markdown()``.
+        A ``Summary``; ``print`` it, ``show`` it in colour, compare it (``diff``), or take ``to_dict()``, ``to_json()``, ``to_markdown()``, ``to_pandas()``,
+        ``to_html(path)``.
+
+    Raises:
+        NothingSelectedError: If ``layers`` picks nothing.
+        ArgumentError: If there is no such column, order or optimizer.
+        BackendError: If output shapes can't be told; the message says why.
 
     Example:
         >>> import pytest; torch = pytest.importorskip("torch")
@@ -229,9 +265,26 @@ def summary(model: object, *, depth: int | None = None) -> Summary:
         >>> totals = summary(model).totals
         >>> totals.parameters, totals.trainable, totals.frozen
         (3562, 330, 3232)
+        >>> [row.more["why"] for row in summary(model, columns=["path", "why"]).rows]
+        ['', "freeze(layers='0')", '']
     """
+    wanted = Wanted(
+        depth=depth,
+        layers=layers,
+        columns=columns,
+        sort=sort,
+        collapse=collapse,
+        inputs=inputs,
+        input_shape=input_shape,
+        call=call,
+        optimizer=optimizer,
+    )
     backend, tree = _read(model)
-    return Summary.of(tree, label_of(tree, backend), depth=depth, notes=backend.remarks(tree))
+    subject, told = (model.model, model._told) if isinstance(model, Freezing) else (model, ())
+    return summarise(backend, subject, tree, label_of(tree, backend), wanted, told=[one for steps in told for one in steps])
+
+
+read_by(summary)
 
 
 def _set(model: object, layers: object, params: object, rows: object, inference: Held, *, frozen: bool) -> Freezing:
@@ -242,7 +295,9 @@ def _set(model: object, layers: object, params: object, rows: object, inference:
     if not frozen and not backend.in_place and not isinstance(model, Freezing):
         raise ArgumentError(f"{label} carries no state, so nothing is frozen in it.\n  Give the Freezing: unfreeze(freezing, …), where freezing = freeze(…).")
     wish = Wish(tree, label)
-    wish.add(resolve(layers, tree, label), params, inference, frozen=frozen, within=None if rows is None else functools.partial(_rows, backend, rows))
+    text = call_text("freeze" if frozen else "unfreeze", layers=layers, params=params, rows=rows)
+    within = None if rows is None else functools.partial(_rows, backend, rows)
+    wish.add(resolve(layers, tree, label), params, inference, frozen=frozen, within=within, text=text)
     return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (layers is None and params is None))
 
 
@@ -269,7 +324,8 @@ def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, 
         _warn(f"{len(wish.skipped)} parameters can't be trained and are left as they are: {shown}")
     picked = [layer.path for layer in wish.nodes if layer.weighted and layer.path in wish.picked]
     subject, known = (model.model, model._fingerprints) if isinstance(model, Freezing) else (model, {})
-    return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known)
+    told = (*(model._told if isinstance(model, Freezing) else ()), tuple(wish.told))
+    return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known, told=told)
 
 
 def _warn(message: str) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from ._finding import Finding
 from ._graph import Traced
+from ._inputs import Inputs, Shape
+from ._moves import Clue
 from ._rows import Rows
+from ._slots import Slots
 from ._tree import Layer, State
 from .errors import BackendError
 
@@ -47,12 +51,14 @@ class Applied:
         tools: An object whose public attributes the ``Freezing`` offers as its own: the verbs that the framework's training code needs
             (``optimizer``, ``value_and_grad``). If it is hashable and equal by content, so is the ``Freezing``.
         skipped: For each parameter that was asked for and could not be changed, why.
+        tree: The model as it reads now, where the backend can tell without reading all of it again; ``None`` has it read.
     """
 
     model: object
     undo: Callable[[], None] = nothing
     tools: object = None
     skipped: dict[str, str] = field(default_factory=dict)
+    tree: Layer | None = None
 
 
 class Backend(ABC):
@@ -91,6 +97,51 @@ class Backend(ABC):
 
         return hashlib.blake2b(memoryview(array).cast("B"), digest_size=16).digest()
 
+    def values(self, array: Any) -> Any:
+        """Returns a copy of an array's values as a NumPy array, for ``verify`` to say by how much it moved; ``None`` for one that holds no values.
+
+        Its type holds every value exactly (``bfloat16`` as ``float32``). The default suits arrays that NumPy understands.
+        """
+        import numpy as np
+
+        return np.array(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:  # noqa: ARG002 - for those who have some
+        """Says, once something frozen has moved, what the framework's own objects tell of it: left gradients, and optimizers that hold it. By path.
+
+        Args:
+            model: The model.
+            tree: What ``layers`` says of it now.
+            optimizer: An optimizer or its state, where the user gave one to ``verify``.
+            living: Whether to search for optimizers among all living objects, where that takes time.
+        """
+        return {}
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:  # noqa: ARG002 - for those who have ways to say it
+        """Reads what this framework's users write to say what trains (masks, labels, filters): paths of parameters.
+
+        Raises:
+            BackendError: If it can't be read; by default, always.
+        """
+        raise BackendError(f"trainable= of a model of {self.name} is a Freezing or a selector.\n  given: {type(said).__name__}")
+
+    def modes(self, model: Any, tree: Layer) -> Mapping[str, Literal["training", "still"]]:  # noqa: ARG002 - for those who can see it
+        """Says of layers how they run in the next training step, for ``audit``: ``training``, or ``still`` (kept at inference by hand, or inactive). By path.
+
+        A layer of which the model does not tell is left out.
+        """
+        return {}
+
+    def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:  # noqa: ARG002 - for those who have rules
+        """Looks for what only this framework can get wrong. Nothing by default. It changes nothing.
+
+        Args:
+            model: The model.
+            tree: The tree, with the statuses that are meant.
+            optimizers: What the user gave as ``optimizer=``.
+        """
+        return ()
+
     def objections(self, model: Any) -> Iterable[tuple[str, str]]:  # noqa: ARG002 - for those who have some
         """Names what ``verify`` can't see in arrays and statuses: paths, and what is wrong with each. Nothing by default."""
         return ()
@@ -126,6 +177,34 @@ class Backend(ABC):
             BackendError: If the model has an operation that can't be traced; by default, always.
         """
         raise BackendError(f"The {self.name} backend can't trace the dataflow of a {type(model).__name__}, so it knows no correspondence.")
+
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - for those who override it
+        """Returns the shape of each layer's output, by path, when the model is called so; of several arrays, that of the first; of several calls, too.
+
+        Optional. Nothing is computed, and the model, its modes, its statistics and every random state are afterwards as they were.
+
+        Args:
+            model: The model, or the abstract one that a ``Freezing`` keeps.
+            tree: What ``layers`` returned for it.
+            inputs: What to call it with; a ``Spec`` stands for an array of its shape.
+
+        Raises:
+            BackendError: If the model can't be called so; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend can't tell output shapes from an input.\n  Leave inputs= and input_shape= out.")
+
+    def mode(self, layer: Layer) -> str:  # noqa: ARG002 - for those who override it
+        """Returns ``"train"`` or ``"eval"``, as the layer itself says; empty where the mode is given at the call. Optional."""
+        return ""
+
+    def slots(self, optimizer: str) -> Slots:
+        """Returns what an optimizer of this framework keeps of each parameter, by its name in small letters, such as ``"adamw"``. Optional.
+
+        Raises:
+            ArgumentError: If there is none of that name; ``plugin.named`` says so.
+            BackendError: If the backend knows no optimizers; by default, always.
+        """
+        raise BackendError(f"The {self.name} backend does not know what {optimizer} keeps in memory.\n  Leave optimizer= out.")
 
     def adopt(self, freezing: type) -> None:  # noqa: B027 - most frameworks keep no register
         """Is called once with the class of every ``Freezing``, for frameworks that keep a register of types. Does nothing by default."""

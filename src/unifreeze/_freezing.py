@@ -6,14 +6,20 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
 
 from ._backend import Backend, Request, nothing
+from ._moves import Moved, explain
 from ._rows import Rows
 from ._summary import Summary
+from ._summary.make import summarise
+from ._summary.wanted import Wanted
+from ._told import Calls, Told, forget, remember
 from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
+from ._verify import Kept, Proof, broken, copies, fingerprint, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -58,6 +64,9 @@ class Freezing:
     _fingerprints: Mapping[str, Hashable] = field(default_factory=dict)
     _layers: frozenset[str] = frozenset({""})
     _trained: frozenset[str] = frozenset()
+    _ids: Mapping[str, int] = field(default_factory=dict)
+    _copies: Mapping[str, Any] = field(default_factory=dict)
+    _told: Calls = ()
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -75,64 +84,84 @@ class Freezing:
             return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
         every = frozenset(parameter.path for layer in tree.walk() for parameter in layer.parameters)
         request = Request(with_state(tree, self._state), self._before, every, frozenset(layer.path for layer in tree.walk()))
-        return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints)
+        return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints, told=self._told[:-1])
 
-    def summary(self, *, depth: int | None = None) -> Summary:
-        """Returns the table of layers and totals; see ``unifreeze.summary``."""
+    def summary(self, **wanted: Any) -> Summary:
+        """Returns the table of layers and totals; it takes the arguments of ``unifreeze.summary``."""
         tree = read(self._backend, self.model, self._state)
-        return Summary.of(tree, self._label, depth=depth, notes=self._backend.remarks(tree))
+        return summarise(self._backend, self.model, tree, self._label, Wanted.of(wanted), told=[one for call in self._told for one in call])
 
-    def verify(self, model: object = None) -> Proof:
+    def verify(self, model: object = None, *, optimizer: object = None) -> Proof:
         """Compares every frozen parameter, and every buffer of a layer that is held, with what it was at the call: byte by byte, by its fingerprint.
+
+        After ``remember(exact=True)`` it is compared with a copy as well, and the message says by how much it moved.
 
         Args:
             model: The model as it is now. Not needed where the model is changed in place; needed for JAX pytrees, where training makes new arrays.
+            optimizer: What trained it (a ``torch`` or Keras optimizer, an optax state, an ``nnx.Optimizer``). Only looked at if something moved, to tell why;
+                those of PyTorch, and one that a Keras model was compiled with, are found without.
 
         Raises:
-            FrozenMovedError: If anything moved, is trainable again, or is no longer there. The message names it.
+            FrozenMovedError: If anything moved, is trainable again, or is no longer there. The message names it, the likely cause and the repair; ``moves``
+                holds the same as data.
             BackendError: If the values of something frozen were not known at the call.
         """
         if isinstance(model, Freezing) or (model is None and not self._backend.in_place):
             raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters as they are now: freezing.verify(params).")
-        tree = self._backend.layers(self.model if model is None else model)
-        now = {parameter.path: parameter for parameter in tree.arrays()}
-        known = {path: before for path, before in self._fingerprints.items() if before is not None}
-        found = [(path, self._objection(now.get(path), before)) for path, before in known.items()]
-        found += [*self._let_go(tree), *self._added(tree), *self._backend.objections(self.model if model is None else model)]
-        wrong = [f"  {path}: {why}" for path, why in found if why]
+        subject = self.model if model is None else model
+        tree = self._backend.layers(subject)
+        kept = Kept(self._fingerprints, self._state.rows, self._copies, self._ids if subject is self.model else {})
+        wrong = broken(self._backend, subject, tree, kept, optimizer)
+        wrong += [*self._let_go(tree), *self._added(tree), *(Moved(path, "backend", why) for path, why in self._backend.objections(subject))]
         if wrong:
-            rest = [f"  … and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-            raise FrozenMovedError("\n".join([f"{len(wrong)} of the promises made for {self._label} are broken.", *wrong[:10], *rest]))
-        unknown = [path for path in self._fingerprints if path not in known]
+            raise FrozenMovedError(explain(wrong, self._label, exact=bool(self._copies)), wrong)
+        unknown = [path for path, value in self._fingerprints.items() if value is None]
         if unknown:
             raise BackendError(
                 f"The values of {len(unknown)} frozen arrays of {self._label} were not known at the call, so nothing can be said of them.\n"
                 f"  first: {unknown[0]}\n  freezing = freezing.remember(model), given the real arrays, before training, makes them comparable."
             )
-        return Proof(self._label, tuple(known), sum(_nbytes(now[path], self._state.rows.get(path)) for path in known))
+        return kept.proof(self._label, tree)
 
-    def remember(self, model: object) -> Freezing:
+    def remember(self, model: object = None, *, exact: bool = False) -> Freezing:
         """Returns this Freezing with the values that its frozen arrays have in ``model``, for ``verify`` to compare with.
 
-        For models that were abstract at the call (``jax.eval_shape``, the meta device), and for JAX when a second freeze started from a ``Freezing``,
-        which keeps no arrays.
+        For models that were abstract at the call (``jax.eval_shape``, the meta device), for JAX when a second freeze started from a ``Freezing``, which keeps
+        no arrays, and for copies.
+
+        Args:
+            model: The model. Not needed where it is changed in place.
+            exact: Also keeps a copy of every frozen array in the memory of the host, so that ``verify`` can tell by how much it moved, and more surely why.
+
+        Example:
+            >>> import pytest; torch = pytest.importorskip("torch")
+            >>> from unifreeze import freeze
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+            >>> freezing = freeze(model, layers="0").remember(exact=True)
+            >>> _ = model[0].weight.data.mul_(0.99)
+            >>> freezing.verify()
+            Traceback (most recent call last):
+            unifreeze.errors.FrozenMovedError: 1 of the promises made for Sequential (torch) are broken.
+              0.weight: moved by 0.01 of its norm ... (every element was multiplied by 0.99..., as weight decay ...
         """
-        if isinstance(model, Freezing):
+        if isinstance(model, Freezing) or (model is None and not self._backend.in_place):
             raise ArgumentError(f"A Freezing of {self._label} keeps no values.\n  Give the parameters themselves: freezing.remember(params).")
-        arrays = {parameter.path: parameter.array for parameter in self._backend.layers(model).arrays()}
-        missing = [path for path in self._fingerprints if path not in arrays]
+        there = {parameter.path: parameter.array for parameter in self._backend.layers(self.model if model is None else model).arrays()}
+        missing = [path for path in self._fingerprints if path not in there]
         if missing:
             raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
-        return replace(self, _fingerprints={path: _fingerprint(self._backend, arrays[path], self._state.rows.get(path)) for path in self._fingerprints})
+        arrays, rows = {path: there[path] for path in self._fingerprints}, self._state.rows
+        prints = {path: fingerprint(self._backend, array, rows.get(path)) for path, array in arrays.items()}
+        return replace(self, _fingerprints=prints, _copies=copies(self._backend, arrays, rows) if exact else {})
 
-    def _let_go(self, tree: Layer) -> Iterator[tuple[str, str]]:
+    def _let_go(self, tree: Layer) -> Iterator[Moved]:
         """The layers that no longer run as at inference; until their statistics move, no array shows it."""
         how = {layer.path: layer.inference for layer in tree.walk()}
         for path in self.held if self._backend.in_place else ():
             if path in how and how[path] is None:
-                yield path, "is no longer held at inference; was it replaced, converted or unfrozen? Freeze again"
+                yield Moved(path, "held", "is no longer held at inference; was it replaced, converted or unfrozen? Freeze again")
 
-    def _added(self, tree: Layer) -> Iterator[tuple[str, str]]:
+    def _added(self, tree: Layer) -> Iterator[Moved]:
         """What was put into a frozen part after the call: it is not frozen, and nothing holds it."""
         frozen, held = _above(self._state.frozen), _above(self.held)
         trainable, known = _above(self._trained), self._trained | self._state.frozen
@@ -141,35 +170,12 @@ class Freezing:
             still = part in frozen and part not in trainable
             for parameter in layer.parameters if still else ():
                 if parameter.status == "trainable" and parameter.path not in known:
-                    yield (
-                        parameter.path,
-                        f"was added to a frozen part ({part or 'the model'}) and is trainable; freeze again, or unfreeze it if it is meant to train",
-                    )
+                    why = f"was added to a frozen part ({part or 'the model'}) and is trainable"
+                    yield Moved(parameter.path, "added", why, "freeze again, or unfreeze it if it is meant to train")
             if layer.path not in self._layers and layer.inference is None:
                 moves = still and part in held and any(buffer.role not in STATELESS for buffer in layer.buffers)
                 if moves or self._state.inference.get(part) == "all":
-                    yield layer.path, f"was added to a part that is held at inference ({part or 'the model'}) and is not held; freeze again"
-
-    def _objection(self, parameter: Parameter | None, before: Hashable) -> str:
-        if parameter is None:
-            return "is gone; was its layer replaced? Freeze again to cover the new one"
-        rows = self._state.rows.get(parameter.path)
-        if rows is not None and parameter.status == "trainable" and len(rows - (parameter.rows or Rows(()))):
-            return f"rows {rows} are trainable again; was the parameter replaced, or did undo() or another call unfreeze them?"
-        if rows is None and self._backend.in_place and parameter.status == "trainable":
-            return "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
-        now = _fingerprint(self._backend, parameter.array, rows)
-        if now is None:
-            return "has no values now (an abstract, deleted or donated array)"
-        if now != before:
-            return (
-                f"rows {rows} moved"
-                if rows
-                else "moved"
-                if parameter.status != "buffer"
-                else "moved (statistics or other state); was its layer replaced or converted?"
-            )
-        return ""
+                    yield Moved(layer.path, "added", f"was added to a part that is held at inference ({part or 'the model'}) and is not held", "freeze again")
 
     def __enter__(self) -> Self:
         if getattr(self._revert, "done", False):
@@ -197,7 +203,7 @@ class Freezing:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, also of a model that keeps its Freezing. How to undo belongs to the arrays and flags that were changed, so it stays here."""
-        return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing}
+        return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing, "_ids": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, skipped=MappingProxyType(state["skipped"]))
@@ -226,24 +232,6 @@ class Freezing:
         return type(self._tools).__eq__ is not object.__eq__ and self._tools is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What ``verify`` found still: every array it compared.
-
-    Attributes:
-        label: The model.
-        arrays: Paths of the arrays that were compared.
-        nbytes: Their size in bytes.
-    """
-
-    label: str
-    arrays: tuple[str, ...]
-    nbytes: int
-
-    def __str__(self) -> str:
-        return f"{self.label}: {len(self.arrays)} frozen arrays ({self.nbytes:,} bytes) compared, none moved"
-
-
 def read(backend: Backend, model: object, state: State | None) -> Layer:
     """Reads the model; where it can't carry its state, that of a Freezing is laid over it."""
     tree = backend.layers(model)
@@ -258,19 +246,32 @@ def bring_about(
     picked: Iterable[str],
     skipped: Mapping[str, str] = MappingProxyType({}),
     known: Mapping[str, Hashable] = MappingProxyType({}),
+    told: Calls = (),
 ) -> Freezing:
-    """Asks the backend, and describes what came of it. ``known`` are fingerprints of arrays that an abstract model does not show."""
+    """Asks the backend, and describes what came of it.
+
+    ``known`` are fingerprints of arrays that an abstract model does not show; ``told`` is what was asked for, in words, call by call.
+    """
     before = state_of(list(request.tree.walk()))
     applied = backend.apply(model, request)
     with ExitStack() as safely:
         safely.callback(applied.undo)
-        tree = backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state)
+        tree = applied.tree or (backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state))
         skipped = {**skipped, **applied.skipped}
-        undo = after_later_ones(model, applied.undo, request.parameters | request.layers) if backend.in_place else applied.undo
+        undo = applied.undo
+        if backend.in_place:
+            undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
         freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
-    return replace(freezing, _fingerprints={**freezing._fingerprints, **blank}) if any(blank.values()) else freezing
+    if any(blank.values()):
+        freezing = replace(freezing, _fingerprints={**freezing._fingerprints, **blank})
+    return freezing if backend.in_place else replace(freezing, _told=told)
+
+
+def _undone(undo: Callable[[], None], calls: list[Told], told: Calls) -> None:
+    undo()
+    forget(calls, told)
 
 
 @dataclass(eq=False)
@@ -351,6 +352,7 @@ def describe(
         _revert=undo,
         _tools=tools,
         _fingerprints=_fingerprints(backend, parameters, nodes),
+        _ids={p.path: id(p.array) for p in parameters if p.status == "frozen"} if backend.in_place else {},
         _layers=frozenset(layer.path for layer in nodes),
         _trained=frozenset([p.path for p in every if p.status == "trainable"]),
     )
@@ -381,18 +383,9 @@ def _above(paths: Iterable[str]) -> set[str]:
 
 def _fingerprints(backend: Backend, parameters: list[Parameter], nodes: list[Layer]) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
-    still = {p.path: backend.fingerprint(p.array) for p in parameters if p.status == "frozen"}
-    still |= {p.path: _fingerprint(backend, p.array, p.rows) for p in parameters if p.rows is not None}
-    buffers = (b for layer in nodes if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all")
-    return still | {b.path: backend.fingerprint(b.array) for b in unique(buffers)}
-
-
-def _fingerprint(backend: Backend, array: object, rows: Rows | None) -> Hashable:
-    return backend.fingerprint(array if rows is None else backend.take(array, rows))
-
-
-def _nbytes(parameter: Parameter, rows: Rows | None) -> int:
-    return parameter.nbytes if rows is None else parameter.nbytes // parameter.shape[0] * len(rows)
+    prints = {p.path: backend.fingerprint(p.array) for p in parameters if p.status == "frozen"}
+    prints |= {p.path: fingerprint(backend, p.array, p.rows) for p in parameters if p.rows is not None}
+    return prints | {b.path: backend.fingerprint(b.array) for b in still(nodes)}
 
 
 def label_of(tree: Layer, backend: Backend) -> str:

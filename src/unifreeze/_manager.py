@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     import pluggy
 
+    from ._finding import Finding
+
 _GROUP = "unifreeze"
 _EXTRAS = {"flax.nnx": "flax"}
 _lock = RLock()
@@ -94,6 +96,13 @@ def read(model: object) -> tuple[Backend, Layer]:
     backend = backend_of(model)
     backend.adopt(Freezing)
     return backend, backend.layers(model)
+
+
+def further_findings(model: object, tree: Layer, optimizers: tuple[object, ...]) -> list[Finding]:
+    """What the rules of plugins find in a model."""
+    with _lock:
+        found = _manager().hook.unifreeze_audit(model=model, tree=tree, optimizers=optimizers)
+    return [one for answer in found for one in answer or ()]
 
 
 def _reason(name: str, error: Exception) -> str:

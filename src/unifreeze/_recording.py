@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ._resolve import matches, resolve
 from ._scene import Scene
 from ._shorten import Shortener
+from ._told import call_text
 from ._tree import Layer, Parameter, State, state_of
 from ._wish import Held, Wish, how
 from .errors import ConflictError, NothingSelectedError, RecipeError, SelectorError, UntrainableError
@@ -25,10 +26,14 @@ def wish_for(steps: Iterable[Step], tree: Layer, label: str) -> Wish:
     wish = Wish(tree, label)
     for place, step in enumerate(steps):
         try:
-            wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze")
+            wish.add(resolve(step.layers, tree, label), step.params, step.inference, frozen=step.do == "freeze", text=_text(step))
         except (NothingSelectedError, SelectorError, UntrainableError) as error:
             raise type(error)(f"steps[{place}]: {error}") from error
     return wish
+
+
+def _text(step: Step) -> str:
+    return f"apply(…): {call_text(step.do, layers=step.layers, params=step.params)}"
 
 
 def state_for(wish: Wish) -> State:

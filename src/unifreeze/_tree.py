@@ -199,3 +199,18 @@ def unique(parameters: Iterator[Parameter]) -> Iterator[Parameter]:
         if key not in known:
             known.add(key)
             yield parameter
+
+
+def wholes(tree: Layer) -> dict[str, bool]:
+    """Returns for each layer whether all parameters in it are frozen; one without any goes with what it is in."""
+    inside: dict[str, list[bool]] = {}
+    for layer in reversed(list(tree.walk())):
+        own = [parameter.status == "frozen" for parameter in layer.parameters]
+        inside[layer.path] = [*([all(own)] if own else []), *(all(inside[child.path]) for child in layer.children if inside[child.path])]
+    whole: dict[str, bool] = {}
+    pending = [(tree, False)]
+    while pending:
+        layer, above = pending.pop()
+        whole[layer.path] = all(inside[layer.path]) if inside[layer.path] else above
+        pending.extend((child, whole[layer.path]) for child in layer.children)
+    return whole

@@ -9,6 +9,7 @@ from ._backend import Request
 from ._resolve import resolve_parameters
 from ._rows import Rows
 from ._scene import Selection
+from ._told import Told
 from ._tree import STATELESS, Inference, Layer, Parameter, State
 from .errors import ConflictError, NothingSelectedError, UntrainableError
 
@@ -28,8 +29,11 @@ class Wish:
         self._asked: dict[str, Part] = {}
         self._left_out: set[str] = set()
         self._held: dict[str, Inference | None] = {}
+        self.told: list[Told] = []
 
-    def add(self, selection: Selection, params: object, inference: Held, *, frozen: bool, within: Callable[[Parameter], Rows] | None = None) -> None:
+    def add(
+        self, selection: Selection, params: object, inference: Held, *, frozen: bool, within: Callable[[Parameter], Rows] | None = None, text: str = ""
+    ) -> None:
         """Adds that the selected layers, or some of their parameters, or (``within``) some rows of these, shall be frozen or trainable.
 
         Raises:
@@ -42,13 +46,15 @@ class Wish:
             chosen = resolve_parameters(params, layers, self.label)
         if not frozen:
             chosen = self._trainable(chosen)
-        self._asked |= {parameter.path: frozen if within is None else self._part(parameter, within(parameter), frozen=frozen) for parameter in chosen}
+        asked = {parameter.path: frozen if within is None else self._part(parameter, within(parameter), frozen=frozen) for parameter in chosen}
+        self._asked |= asked
         if selection.excluded:
             self._left_out |= {p.path for layer in self.nodes if layer.path in selection.excluded for p in layer.parameters}
         self._left_out -= self._asked.keys()
         whole = layers if params is None and within is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
         self._held |= {layer.path: how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
+        self.told.append(Told(text, frozen, asked.keys(), selection.layers))
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
             if not any(layer.weighted for layer in self.nodes):
                 raise NothingSelectedError(f"{self.label} has no parameters and no buffers, so there is nothing to freeze.\n  Is it the model that you meant?")

@@ -6,6 +6,7 @@ Every message says first what is wrong, then the facts, then the repair. A call 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class UnifreezeError(Exception):
@@ -45,7 +46,15 @@ class RecipeError(UnifreezeError, ValueError):
 
 
 class FrozenMovedError(UnifreezeError, AssertionError):
-    """Something that was promised to stay still has moved."""
+    """Something that was promised to stay still has moved.
+
+    Attributes:
+        moves: For each broken promise: what, by how much where that is known, the likely cause and its repair.
+    """
+
+    def __init__(self, message: str, moves: Iterable[Any] = ()) -> None:
+        super().__init__(message)
+        self.moves: tuple[Any, ...] = tuple(moves)
 
 
 class CorrespondenceError(UnifreezeError, ValueError):

@@ -7,13 +7,20 @@ A backend turns a model into plain data (``layers``) and can set what is frozen 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import pluggy
 
+from . import _flow as flow
 from ._backend import Applied, Backend, Request
+from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
+from ._inputs import Inputs, Shape, Spec
+from ._moves import Clue
 from ._rows import Rows
+from ._slots import Slots, named, times
+from ._tracing import Tracing
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -23,29 +30,40 @@ __all__ = [
     "ArgumentError",
     "Backend",
     "BackendError",
+    "Clue",
     "ExitStack",
+    "Finding",
     "Graph",
     "Inference",
+    "Inputs",
     "Layer",
     "Parameter",
     "Request",
     "Rows",
+    "Severity",
+    "Shape",
+    "Slots",
     "Source",
     "Sources",
+    "Spec",
     "State",
     "Status",
     "Traced",
+    "Tracing",
     "UnbuiltModelError",
     "UnifreezeError",
     "UnifreezeWarning",
     "Unit",
     "Weight",
     "concatenated",
+    "flow",
     "hookimpl",
     "hookspec",
     "merged",
+    "named",
     "natural",
     "role",
+    "times",
 ]
 
 hookspec = pluggy.HookspecMarker("unifreeze")
@@ -60,6 +78,13 @@ class Hooks:
     @hookspec(firstresult=True)
     def unifreeze_backend(self, model: object) -> Backend | None:
         """Returns the backend that speaks for ``model``, or ``None``. Never ``False``, which would count as an answer."""
+
+    @hookspec
+    def unifreeze_audit(self, model: object, tree: Layer, optimizers: tuple[object, ...]) -> Iterable[Finding] | None:
+        """Returns what a further rule finds in ``model``, or ``None``. Every plugin that is awake is asked about every model.
+
+        The codes are the plugin's own: letters that tell whose they are, and a number.
+        """
 
 
 def role(kind: str, name: str) -> str:

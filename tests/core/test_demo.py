@@ -45,18 +45,20 @@ class StuckScene(ToyScene):
         return 0.0
 
 
-def _play(scene: type[ToyScene], monkeypatch: pytest.MonkeyPatch) -> tuple[bool, str]:
+def _play(scene: type[ToyScene], monkeypatch: pytest.MonkeyPatch) -> tuple[demo.Played, str]:
     module = ModuleType("unifreeze.demo.toy")
     module.build = scene  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     out = StringIO()
-    held = demo.run(Console(file=out, width=140), "toy", steps=3)
-    return held, out.getvalue()
+    played = demo.run(Console(file=out, width=140), "toy", steps=3)
+    return played, out.getvalue()
 
 
 def test_it_shows_the_code_the_summary_the_proof_and_what_to_type_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, shown = _play(ToyScene, monkeypatch)
-    assert held
+    played, shown = _play(ToyScene, monkeypatch)
+    assert played.held
+    assert set(played.frozen.values()) == {0}
+    assert (played.moved, played.others) == (14, 14)
     for words in ("freeze(model, layers=first(2))", "frozen: 120", "stem.conv.kernel", "of the other 14 arrays 14 moved", "frozen stayed frozen", "Next"):
         assert words in shown
     assert shown.count("identical") == 6
@@ -64,6 +66,6 @@ def test_it_shows_the_code_the_summary_the_proof_and_what_to_type_next(monkeypat
 
 @pytest.mark.parametrize("scene", [MovingScene, StuckScene])
 def test_the_proof_fails_when_a_frozen_array_moves_or_nothing_trains(scene: type[ToyScene], monkeypatch: pytest.MonkeyPatch) -> None:
-    held, shown = _play(scene, monkeypatch)
-    assert not held
+    played, shown = _play(scene, monkeypatch)
+    assert not played.held
     assert "the promise was not kept" in shown

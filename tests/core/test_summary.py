@@ -37,7 +37,7 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(monkeypatch: object) -> None:
 
 def test_markdown_and_html_escape_what_would_break_them() -> None:
     model = tn.Chain(**{"<b>|x": tn.Dense(1, 1, RNG)})
-    assert "<b>\\|x" in summary(model).to_markdown()
+    assert "&lt;b&gt;\\|x" in summary(model).to_markdown()
     assert "&lt;b&gt;|x" in summary(model)._repr_html_()
 
 

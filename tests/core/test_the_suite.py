@@ -79,6 +79,11 @@ class UndoesTooMuch(ToynetBackend):
         return replace(super().apply(model, request), undo=undo)
 
 
+class TellsHowThingsStoodBefore(ToynetBackend):
+    def apply(self, model: toynet.Layer, request: Request) -> Applied:
+        return replace(super().apply(model, request), tree=request.tree)
+
+
 class CountsTwice(ToynetBackend):
     def parameter(self, path: str, kind: str, variable: toynet.Variable) -> Parameter:
         return replace(super().parameter(path, kind, variable), array=object())
@@ -156,6 +161,7 @@ LIARS: dict[type[ToynetBackend], str] = {
     ForgetsBuffers: "nothing_frozen_moves",
     ForgetsUndo: "undo_restores_everything",
     UndoesTooMuch: "undo_restores_what_was_frozen_by_hand",
+    TellsHowThingsStoodBefore: "a_freezing_tells_what_a_fresh_reading_tells",
     CountsTwice: "a_shared_parameter_counts_once",
     ChangesModesWhileCounting: "counting_changes_nothing",
     SortsItsLayersByName: "a_selector_picks_the_same_layers_in_every_framework",

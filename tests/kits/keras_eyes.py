@@ -28,7 +28,7 @@ def drawing() -> Iterator[None]:
 
     numbers = np.random.default_rng(5)
     keras.utils.set_random_seed(5)
-    with patch.object(keras.initializers.GlorotUniform, "__call__", draw):
+    with patch.object(keras.initializers.VarianceScaling, "__call__", draw):
         yield
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any, Literal
 
 import toynet
-from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, Status, hookimpl, role
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Layer, Parameter, Request, Status, hookimpl, role
 
 KINDS = {
     "Dense": "dense",
@@ -64,6 +65,26 @@ class ToynetBackend(Backend):
         """The bytes themselves: toynet's models are small."""
         return array.value.tobytes()
 
+    def values(self, array: toynet.Variable) -> toynet.Values:
+        """A copy."""
+        return array.value.copy()
+
+    def clues(self, model: toynet.Layer, tree: Layer, optimizer: toynet.Optimizer | None = None, *, living: bool = True) -> dict[str, Clue]:
+        """Left gradients, and what the given optimizer keeps."""
+        del model, living
+        return {p.path: self._clue(p.array, optimizer) for layer in tree.walk() for p in layer.parameters}
+
+    def modes(self, model: toynet.Layer, tree: Layer) -> dict[str, Literal["training", "still"]]:
+        """Every layer knows its mode."""
+        natives: dict[str, Any] = {layer.path: layer.native for layer in tree.walk()}
+        return {path: "training" if layer.learning else "still" for path, layer in natives.items() if model.training}
+
+    def _clue(self, variable: Any, optimizer: toynet.Optimizer | None) -> Clue:
+        left = "" if variable.gradient is None else "some" if variable.gradient.any() else "zero"
+        if optimizer is None or variable not in optimizer.variables:
+            return Clue(left)
+        return Clue(left, "Optimizer", moments=id(variable) in optimizer.slots, decay=optimizer.decay)
+
 
 def _set(undo: ExitStack, thing: object, attribute: str, value: object) -> None:
     undo.callback(setattr, thing, attribute, getattr(thing, attribute))
@@ -81,3 +102,14 @@ BACKEND = ToynetBackend()
 def unifreeze_backend(model: object) -> Backend | None:
     """Answers for toynet's layers."""
     return BACKEND if isinstance(model, toynet.Layer) else None
+
+
+@hookimpl
+def unifreeze_audit(model: object, tree: Layer) -> list[Finding]:
+    """A rule of our own: statistics that are marked trainable, which an optimizer over all variables would train."""
+    if not isinstance(model, toynet.Layer):
+        return []
+    statistics: dict[str, Any] = {buffer.path: buffer.array for layer in tree.walk() for buffer in layer.buffers}
+    wrong = [path for path, variable in statistics.items() if variable.trainable]
+    why = "it is a statistic and marked trainable"
+    return [Finding("TOY1", "error", tuple(wrong), why, "Variable(…, trainable=False)")] if wrong else []

@@ -7,7 +7,7 @@ unifreeze.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,8 +54,29 @@ class Scene(Protocol):
         """Returns a copy of every parameter and buffer by path, read without unifreeze."""
 
 
-def run(console: Console, framework: str | None = None, steps: int = 5) -> bool:
-    """Plays the demo, and returns whether the proof held.
+@dataclass(frozen=True)
+class Played:
+    """What came of the demo.
+
+    Attributes:
+        framework: Where it played.
+        steps: Number of training steps.
+        held: Whether nothing frozen moved and the rest did.
+        frozen: For each array of the frozen layers, its largest change.
+        moved: How many of the other arrays moved.
+        others: How many others there are.
+    """
+
+    framework: str
+    steps: int
+    held: bool
+    frozen: Mapping[str, float]
+    moved: int
+    others: int
+
+
+def run(console: Console, framework: str | None = None, steps: int = 5) -> Played:
+    """Plays the demo, and returns what came of it.
 
     Args:
         console: Where to print.
@@ -75,9 +96,9 @@ def run(console: Console, framework: str | None = None, steps: int = 5) -> bool:
     _train(console, scene, steps)
     after = scene.values()
     console.print(_shortened(summary(freezing), freezing))
-    held = _prove(console, scene, freezing, before, after)
+    held, changes, moved = _prove(console, scene, freezing, before, after)
     console.print("\n" + NEXT.format(mark=freezing.layers[-1]), highlight=False)
-    return held
+    return Played(chosen, steps, held, changes, moved, len(before) - len(changes))
 
 
 def _at_hand() -> str:
@@ -104,7 +125,7 @@ def _shortened(seen: Summary, freezing: Freezing) -> Summary:
     return replace(seen, rows=shown, label=f"{seen.label}: the first {len(shown) - 1} of {len(seen.rows) - 1} layers")
 
 
-def _prove(console: Console, scene: Scene, freezing: Freezing, before: Arrays, after: Arrays) -> bool:
+def _prove(console: Console, scene: Scene, freezing: Freezing, before: Arrays, after: Arrays) -> tuple[bool, dict[str, float], int]:
     import numpy as np
     from rich import box
     from rich.table import Table
@@ -130,4 +151,4 @@ def _prove(console: Console, scene: Scene, freezing: Freezing, before: Arrays, a
     held = bool(frozen) and all(same.values()) and bool(moved)
     console.print(f"freezing.verify(): {freezing.verify(scene.model)}" if held else "", highlight=False)
     console.print("[bold green]frozen stayed frozen, the rest trained" if held else "[bold red]the promise was not kept")
-    return held
+    return held, {path: change(path) for path in frozen}, len(moved)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +10,8 @@ from numpy.typing import NDArray
 
 from unifreeze import Freezing, freeze
 from unifreeze.select import first
+
+from .engine import choose_backend
 
 _CODE = """
 model = keras.applications.InceptionV3(weights=None, input_shape=(75, 75, 3), classes=10)
@@ -28,7 +25,7 @@ model.fit(images, labels)
 
 def build() -> KerasScene:
     """Builds the scene; chooses a backend first where the configured one is not installed."""
-    _choose_backend()
+    choose_backend()
     import keras
 
     if keras.backend.backend() == "jax":
@@ -71,20 +68,3 @@ def _draw(initializer: Any, shape: tuple[int, ...], dtype: str | None = None, **
     receptive = int(np.prod(shape[:-2]))
     limit = np.sqrt(6 / (receptive * (shape[-2] + shape[-1])))
     return np.random.default_rng(initializer.seed if isinstance(initializer.seed, int) else None).uniform(-limit, limit, shape).astype(dtype or "float32")
-
-
-def _choose_backend() -> None:
-    """Keras decides at its import, and falls back on TensorFlow, which may not be there."""
-    if "keras" in sys.modules or "KERAS_BACKEND" in os.environ or find_spec(_configured()):
-        return
-    found = next((name for name in ("jax", "torch", "tensorflow") if find_spec(name)), None)
-    if found:
-        os.environ["KERAS_BACKEND"] = found
-
-
-def _configured() -> str:
-    file = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "keras.json"
-    try:
-        return str(json.loads(file.read_text()).get("backend", "tensorflow"))
-    except (OSError, ValueError):
-        return "tensorflow"

@@ -494,6 +494,17 @@ class Conformance:
                 freezing.verify(self.kit.disturb(fresh, path))
             assert path in str(caught.value)
 
+    def test_a_freezing_tells_what_a_fresh_reading_tells(self) -> None:
+        for inference in ("norm", "all", "none"):
+            model = self.kit.reference()
+            freezing = freeze(model, layers=list(FROZEN), inference=inference)
+            nodes = _tree(_subject(freezing, model))
+            parameters = [p for layer in nodes for p in layer.parameters]
+            assert freezing.frozen == tuple(p.path for p in parameters if p.status == "frozen")
+            assert freezing.trainable == tuple(p.path for p in parameters if p.status == "trainable")
+            assert freezing.held == tuple(layer.path for layer in nodes if layer.inference is not None)
+            assert freezing.changed == freezing.frozen != ()
+
     # 13. Idempotent and cheap.
 
     def test_freezing_twice_is_freezing_once(self) -> None:

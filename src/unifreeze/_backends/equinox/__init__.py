@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
 
-from unifreeze._backends.jax import abstract, adopt, fingerprint
+from unifreeze._backends.jax import abstract, adopt, clues, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
-from unifreeze.plugin import Applied, Backend, Layer, Request, hookimpl
+from unifreeze._backends.jax.slots import SLOTS
+from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import tree
 from .plan import EquinoxPlan
+from .shapes import output_shapes
 
 
 class EquinoxBackend(Backend):
@@ -31,9 +33,35 @@ class EquinoxBackend(Backend):
         module, _ = _parted(model)
         return Applied(abstract(model), tools=plan_of(module, request, kind=EquinoxPlan))
 
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - a copy is read
+        """Calls a copy of the module in inference, on the shapes of one example."""
+        return output_shapes(_parted(model)[0], inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """What the module's own switch says."""
+        switch = getattr(layer.native, "inference", None)
+        return ("eval" if switch else "train") if isinstance(switch, bool) else ""
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of optax."""
+        return named(optimizer, SLOTS)
+
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""
         return fingerprint(array)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host."""
+        return values(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """What an optimizer's state keeps for a leaf."""
+        del model, living
+        return clues(tree, optimizer)
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:
+        """Reads a mask of what trains, labels or a filter."""
+        return trainable(_parted(model)[0], tree, said)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves."""

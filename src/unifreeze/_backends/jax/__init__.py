@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
-from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookimpl, role
+from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
+from unifreeze.plugin import Shape as OutputShape
 
+from .clues import clues, values
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
 from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
+from .said import trainable
+from .shapes import linen_shapes
+from .slots import SLOTS
 from .stacks import stacks
 from .tree import Node, collections_of, copied, dtype_name, entries, is_array, is_inexact, is_key, read
 
-__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "fingerprint", "plan_of"]
+__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "fingerprint", "plan_of", "trainable", "values"]
 
 
 class JaxBackend(Backend):
@@ -50,6 +55,27 @@ class JaxBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the bytes that this process holds."""
         return fingerprint(array)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host."""
+        return values(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """What an optimizer's state keeps for a leaf."""
+        del model, living
+        return clues(tree, optimizer)
+
+    def trainable(self, model: Any, tree: Layer, said: Any) -> Iterable[str]:
+        """Reads a mask of what trains, labels or a filter."""
+        return trainable(model, tree, said)
+
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, OutputShape]:  # noqa: ARG002 - linen names its modules itself
+        """Applies the linen module that is given as ``call``, on shapes."""
+        return linen_shapes(model, inputs)
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of optax."""
+        return named(optimizer, SLOTS)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves, so that it can be handed to jitted functions and ride in a train state."""

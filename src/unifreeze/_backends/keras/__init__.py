@@ -16,12 +16,14 @@ from typing import Any
 
 import keras
 
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, Traced, hookimpl
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
-from . import drift, figures, graph, resume, training, tree
-from .fingerprint import fingerprint
+from . import drift, figures, graph, resume, shapes, training, tree
+from .clues import clues
+from .fingerprint import fingerprint, values
 from .flags import Setter
 from .optimizer import Bank, retarget
+from .slots import SLOTS
 
 
 class KerasTools:
@@ -91,9 +93,26 @@ class KerasBackend(Backend):
         """Traces the weighted dataflow in inference."""
         return graph.trace(model, self.layers(model), shape)
 
+    def output_shapes(self, model: Any, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:
+        """Calls the model on shapes, as Keras itself does to build one."""
+        return shapes.output_shapes(model, tree, inputs)
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of ``keras.optimizers``."""
+        return named(optimizer, SLOTS)
+
     def fingerprint(self, array: Any) -> Hashable:
         """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""
         return fingerprint(array)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host."""
+        return values(array)
+
+    def clues(self, model: Any, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """Optimizers that still hold a variable, and a gradient that was left on it."""
+        del model, living
+        return clues(tree, optimizer)
 
 
 def _arrays(root: Layer) -> Iterable[Any]:

@@ -30,6 +30,15 @@ def fingerprint(array: Any) -> Hashable:
     return hashlib.blake2b(octets.data, digest_size=16).digest()
 
 
+def values(array: Any) -> NDArray[Any] | None:
+    """Returns a copy of a variable's values; ``None`` where a running fit holds them."""
+    value = getattr(array, "_value", array)
+    if value is None:
+        return None
+    found = np.array(_as_numpy(value))
+    return found.astype(np.float32) if found.dtype.kind == "V" or found.dtype.name.startswith(("bfloat16", "float8")) else found
+
+
 def _as_numpy(value: Any) -> NDArray[Any]:
     """JAX shows its arrays without a copy, which Keras would make."""
     return np.asarray(value) if keras.backend.backend() == "jax" else keras.ops.convert_to_numpy(value)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from unifreeze._backends.jax import fingerprint
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
+from unifreeze._backends.jax import clues, fingerprint, values
+from unifreeze._backends.jax.slots import SLOTS
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, hookimpl, named
 
 from . import swap, tree
 from .optimizer import Tools
 from .parts import raw
+from .shapes import output_shapes
 
 
 class NnxBackend(Backend):
@@ -40,11 +43,40 @@ class NnxBackend(Backend):
                     swap.hold(layer.native, how, before)
             return Applied(model, undo.pop_all().close, Tools(model))
 
+    def output_shapes(self, model: nnx.Module, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:  # noqa: ARG002 - a copy is read
+        """Calls a copy of the module in inference, on shapes."""
+        return output_shapes(model, inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """What the module's own switches say."""
+        switches = [vars(layer.native).get(name) for name in ("deterministic", "use_running_average")] if isinstance(layer.native, nnx.Module) else []
+        return next(("eval" if switch else "train" for switch in switches if isinstance(switch, bool)), "")
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of optax."""
+        return named(optimizer, SLOTS)
+
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""
         value = raw(array)
         prints = [fingerprint(leaf) for leaf in ([value] if isinstance(value, jax.Array) else jax.tree.leaves(value))]
         return None if None in prints else tuple(prints)
+
+    def values(self, array: Any) -> Any:
+        """A copy on the host; ``None`` for a variable whose value is no array."""
+        value = raw(array)
+        return values(value) if isinstance(value, jax.Array | np.ndarray) else None
+
+    def clues(self, model: nnx.Module, tree: Layer, optimizer: Any = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """What an optimizer's state keeps for a variable."""
+        del model, living
+        return clues(tree, optimizer)
+
+    def trainable(self, model: nnx.Module, tree: Layer, said: Any) -> Iterable[str]:
+        """Reads a filter, such as the ``wrt`` of an optimizer."""
+        fits = nnx.filterlib.to_predicate(said)
+        picked = {id(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable) and fits(path, node)}
+        return [p.path for layer in tree.walk() for p in layer.parameters if id(p.array) in picked]
 
 
 BACKEND = NnxBackend()

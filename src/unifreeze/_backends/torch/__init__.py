@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Literal, cast
 from weakref import ref
 
 import torch
 from torch import nn
 
-from unifreeze.plugin import Applied, Backend, BackendError, ExitStack, Layer, Parameter, Request, Rows, Traced, hookimpl
+from unifreeze.plugin import (
+    Applied,
+    Backend,
+    BackendError,
+    Clue,
+    ExitStack,
+    Finding,
+    Inputs,
+    Layer,
+    Parameter,
+    Request,
+    Rows,
+    Shape,
+    Slots,
+    Traced,
+    hookimpl,
+    named,
+)
 
 from . import graph
+from .audit import findings, modes
 from .checkpointing import warn_of_dead_gradients, without_gradient
-from .fingerprint import fingerprint
+from .clues import clues
+from .fingerprint import fingerprint, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
+from .shapes import output_shapes
+from .slots import SLOTS
 from .stray import watch_wrappers_left_behind, watch_wrappers_outside
-from .tree import read
+from .tree import again, read
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
 
@@ -44,7 +65,8 @@ class TorchBackend(Backend):
             watch_wrappers_outside(root, changing + thawing, stack)
             warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped)
+            tree = again(request.tree)
+            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped, tree=tree)
 
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
@@ -54,9 +76,40 @@ class TorchBackend(Backend):
         """Traces the weighted dataflow in inference."""
         return graph.trace(cast(nn.Module, model), self.layers(model), shape)
 
+    def output_shapes(self, model: object, tree: Layer, inputs: Inputs) -> Mapping[str, Shape]:
+        """Runs the module in inference on fake tensors."""
+        return output_shapes(cast(nn.Module, model), tree, inputs)
+
+    def mode(self, layer: Layer) -> str:
+        """The module's own flag."""
+        return "train" if cast(nn.Module, layer.native).training else "eval"
+
+    def slots(self, optimizer: str) -> Slots:
+        """Those of ``torch.optim``, and lion."""
+        return named(optimizer, SLOTS)
+
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def values(self, array: object) -> Any:
+        """A copy on the host; of a sharded tensor, the part that this process holds."""
+        return values(array)
+
+    def clues(self, model: object, tree: Layer, optimizer: object = None, *, living: bool = True) -> Mapping[str, Clue]:
+        """Left gradients, and living optimizers that hold a parameter."""
+        del model
+        return clues(tree, optimizer, living=living)
+
+    def modes(self, model: object, tree: Layer) -> Mapping[str, Literal["training", "still"]]:
+        """Every module knows its mode."""
+        del model
+        return modes(tree)
+
+    def audit(self, model: object, tree: Layer, optimizers: tuple[object, ...]) -> Iterable[Finding]:
+        """Memory, optimizers with one state for all, and wrappers."""
+        del model
+        return findings(tree, optimizers)
 
     def take(self, array: object, rows: Rows) -> torch.Tensor:
         """The rows on their own device, where they are dense and in one piece."""

@@ -7,13 +7,18 @@ import hashlib
 import io
 from collections.abc import Hashable
 from math import isqrt
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _TINY = 64
+# One reader for each size: made once, it reads in a third of the time that ctypes.string_at takes.
+_READERS = [(ctypes.c_char * size).from_address for size in range(_TINY + 1)]
 _STRIDED = torch.strided
 _SMALL = 1 << 16
 _WIDEST = 1 << 17
@@ -25,8 +30,8 @@ def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
     if type(array) in _PLAIN:
         plain = cast("torch.Tensor", array)
-        if plain.is_cpu and plain.layout is _STRIDED and not plain.is_quantized and plain.nbytes <= _TINY and plain.is_contiguous():
-            return ctypes.string_at(plain.data_ptr(), plain.nbytes)  # the short way, for models of very many small arrays
+        if plain.is_cpu and plain.layout is _STRIDED and not plain.is_quantized and (size := plain.nbytes) <= _TINY and plain.is_contiguous():
+            return _READERS[size](plain.data_ptr()).raw  # the short way, for models of very many small arrays
     if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
         return None
     if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
@@ -69,3 +74,16 @@ def _saved(array: torch.Tensor) -> bytes:
     file = io.BytesIO()
     torch.save(array.detach(), file)
     return file.getvalue()
+
+
+def values(array: object) -> NDArray[Any] | None:
+    """Returns a copy of a tensor's values in NumPy; ``None`` for a tensor that holds none, or that NumPy can't show (sparse, quantised)."""
+    if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
+        return None
+    plain = array.detach()
+    plain = plain.to_local() if hasattr(plain, "to_local") else plain
+    if plain.layout is not torch.strided or plain.is_quantized or hasattr(plain, "__tensor_flatten__"):
+        return None
+    narrow = plain.is_floating_point() and plain.dtype not in {torch.float16, torch.float32, torch.float64}
+    found: NDArray[Any] = (plain.float() if narrow else plain).cpu().resolve_conj().resolve_neg().numpy().copy()
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, lru_cache
+from typing import cast
 
 import torch
 from torch import nn
@@ -56,6 +57,27 @@ def read(model: nn.Module) -> Layer:
         else:
             siblings.append(layer)
     return _layer("", model, children[0], kept)
+
+
+def again(tree: Layer) -> Layer:
+    """The tree as it reads after flags were set and modules held. Both are read from the model; what setting them can't change is not."""
+    kept = frozen_rows()
+    now: dict[int, Layer] = {}
+    for layer in reversed(list(tree.walk())):
+        children = tuple([now[id(child)] for child in layer.children]) if layer.children else ()
+        parameters = tuple([_now(parameter, kept) for parameter in layer.parameters])
+        mode = held(unwrapped(cast(nn.Module, layer.native)))
+        now[id(layer)] = Layer(layer.path, layer.kind, layer.type, parameters, layer.buffers, children, mode, None, layer.native)
+    return now[id(tree)]
+
+
+def _now(known: Parameter, kept: dict[int, Rows]) -> Parameter:
+    trains = cast(torch.Tensor, known.array).requires_grad
+    rows = kept.get(id(known.array)) if kept and trains else None
+    if trains == (known.status == "trainable") and rows == known.rows:
+        return known
+    status: Status = "trainable" if trains else "frozen"
+    return Parameter(known.path, known.shape, known.dtype, known.nbytes, status, known.role, known.array, known.untrainable, rows)
 
 
 def _modules(model: nn.Module) -> list[Found]:

@@ -78,6 +78,11 @@ def warn_of_recompiling(model: nn.Module, tree: Layer, state: Hashable) -> None:
         )
 
 
+def frozen_sets(model: nn.Module) -> tuple[int, int]:
+    """In how many ways a compiled model has been frozen, as far as that was seen; and for how many ``torch.compile`` keeps a graph."""
+    return len(_states.get(model, ())), torch._dynamo.config.recompile_limit if "torch._dynamo" in sys.modules else 0
+
+
 def _is_compiled(model: nn.Module, tree: Layer) -> bool:
     if "torch._dynamo" not in sys.modules:
         return False
