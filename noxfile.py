@@ -176,6 +176,13 @@ def peers(session: nox.Session) -> None:
     _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
 
 
+@nox.session(python=PYTHON)
+def pairs(session: nox.Session) -> None:
+    """Every pair of models that porting is shown for: certificate, proof by weights, seconds."""
+    _install(session, ".", group="port")
+    _page(session, "benchmarks/pairs.py", Path("docs/porting/pairs.md"), _environment("keras-jax"))
+
+
 def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -> None:
     """Runs a program whose output is a part of the documentation."""
     page.parent.mkdir(exist_ok=True)

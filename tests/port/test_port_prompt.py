@@ -12,7 +12,7 @@ from torch import nn
 
 from unifreeze import Recipe, apply
 
-MODELS = '''
+MODELS = """
 import keras
 from torch import nn
 
@@ -37,7 +37,7 @@ class Theirs(nn.Module):
     def forward(self, x):
         return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
 
-'''
+"""
 
 
 class Theirs(nn.Module):
@@ -67,7 +67,12 @@ TWO = ("--source", "mymodels:ours", "--target", "mymodels:Theirs")
 def test_a_recipe_is_carried_to_the_words_of_the_target(folder: Path) -> None:
     done = run(folder, "port", "ours.yaml", *TWO, "--shape", "1,9,9,3", "--output", "theirs.yaml")
     assert done.returncode == 0, done.stderr
-    for said in ("exact, 3 pairs", "frozen: 120 parameters in the source, 116 in the target", "only the source has a bias in 1 layer (4 param", "epsilon differs"):
+    for said in (
+        "exact, 3 pairs",
+        "frozen: 120 parameters in the source, 116 in the target",
+        "only the source has a bias in 1 layer (4 param",
+        "epsilon differs",
+    ):
         assert said in done.stdout
     recipe = Recipe.read(folder / "theirs.yaml")
     assert recipe.name == "the stem"
