@@ -33,7 +33,7 @@ class Ported:
     notes: tuple[str, ...]
 
 
-def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, apply: Any = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards.
@@ -43,12 +43,13 @@ def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] 
         source: The model that the recipe is written for.
         target: The model to freeze.
         shape: As in ``correspond``.
+        apply: As in ``correspond``.
 
     Raises:
         CorrespondenceError: If something frozen has no partner, or the freeze parts layers that no graph can tell apart. Nothing has changed then.
     """
     wanted, tree = _wanted(recipe, source)
-    found = correspond(source, target, shape=shape)
+    found = correspond(source, target, shape=shape, apply=apply)
     roles, notes = _carried(found, wanted, tree)
     backend = backend_of(target)
     other = backend.layers(target)

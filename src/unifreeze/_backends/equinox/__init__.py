@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
 
 from unifreeze._backends.jax import abstract, adopt, fingerprint
 from unifreeze._backends.jax.plan import plan_of
-from unifreeze.plugin import Applied, Backend, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, Layer, Request, Traced, hookimpl
 
 from . import tree
 from .plan import EquinoxPlan
@@ -20,6 +20,7 @@ class EquinoxBackend(Backend):
 
     name = "equinox"
     in_place = False
+    takes_apply = True
 
     def layers(self, model: Any) -> Layer:
         """Reads the module in the order of its fields, with the state of each layer as its buffers."""
@@ -30,6 +31,12 @@ class EquinoxBackend(Backend):
         """Returns the plan; the module itself is left alone."""
         module, _ = _parted(model)
         return Applied(abstract(model), tools=plan_of(module, request, kind=EquinoxPlan))
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of a call, in inference."""
+        from .graph import trace
+
+        return trace(model, shape, apply)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""

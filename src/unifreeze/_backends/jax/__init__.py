@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
-from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, hookimpl, role
+from unifreeze.plugin import Applied, Backend, Layer, Parameter, Request, Traced, hookimpl, role
 
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .plan import Plan, plan_of
@@ -31,6 +31,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     in_place = False
+    takes_apply = True
 
     def layers(self, model: Any) -> Layer:
         """Reads the containers that hold arrays as layers; linen's collections are laid over each other.
@@ -50,6 +51,16 @@ class JaxBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the bytes that this process holds."""
         return fingerprint(array)
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of ``apply``.
+
+        Raises:
+            ArgumentError: If ``apply`` is not given.
+        """
+        from .graph import trace
+
+        return trace(model, self.layers, shape, apply)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves, so that it can be handed to jitted functions and ride in a train state."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 from flax import nnx
 
 from unifreeze._backends.jax import fingerprint
-from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, hookimpl
+from unifreeze.plugin import Applied, Backend, ExitStack, Layer, Request, Traced, hookimpl
 
 from . import swap, tree
 from .optimizer import Tools
@@ -20,6 +20,7 @@ class NnxBackend(Backend):
     """Speaks for ``nnx.Module``."""
 
     name = "nnx"
+    takes_apply = True
 
     def layers(self, model: nnx.Module) -> Layer:
         """Reads the module and everything inside it."""
@@ -39,6 +40,12 @@ class NnxBackend(Backend):
                     how = request.state.inference.get(layer.path) if layer.path in request.layers else layer.inference
                     swap.hold(layer.native, how, before)
             return Applied(model, undo.pop_all().close, Tools(model))
+
+    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of a call, of a copy in evaluation mode."""
+        from .graph import trace
+
+        return trace(model, shape, apply)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""

@@ -1,0 +1,106 @@
+"""Traces a module to its weighted dataflow. Equinox computes one sample, channels first; here it is given batches, channels last, like any other model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unifreeze._backends.jax.graph import Computation, graph, like, outputs, parted, values
+from unifreeze._backends.jax.tree import copied, is_array
+from unifreeze.plugin import Layer, Traced
+
+from . import tree
+
+
+def trace(model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None) -> Traced:
+    """Traces a module, or the pair of a module and its State, that is called with one sample, or with which ``apply`` computes a batch."""
+    return Module(model, apply or sample_by_sample).traced(shape)
+
+
+def sample_by_sample(model: Any, *inputs: Any) -> Any:
+    """Calls a module as its users do, under ``vmap``: with images channels first, and with its State if it has one."""
+    module, state = model if isinstance(model, tuple) else (model, None)
+
+    def one(*samples: Any) -> Any:
+        moved = [jnp.moveaxis(sample, -1, 0) if sample.ndim > 2 else sample for sample in samples]
+        out = module(*moved) if state is None else module(*moved, state)
+        leaves = [leaf for leaf in jax.tree.leaves(out if state is None else out[0]) if is_array(leaf)]
+        return [jnp.moveaxis(leaf, 0, -1) if leaf.ndim > 2 else leaf for leaf in leaves]
+
+    return jax.vmap(one, axis_name=_axis_name(module))(*inputs)
+
+
+def _axis_name(module: Any) -> Any:
+    """The name of the batch's axis that the module's normalisations ask for."""
+    layers = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, eqx.nn.BatchNorm))
+    return next((node.axis_name for node in layers if isinstance(node, eqx.nn.BatchNorm)), "batch")
+
+
+@dataclass(slots=True)
+class Module:
+    """A module, or the pair of it and its State, and how it is called. What is written is a new one, with which it goes on."""
+
+    model: Any
+    apply: Callable[..., Any]
+
+    def traced(self, shape: tuple[int, ...] | None) -> Traced:
+        """The dataflow, and how to carry weights."""
+        arrays, build = parted(self.model)
+        computation = Computation(arrays, build, lambda model: tree.read(*_pair(model)), partial(_in_inference, self.apply))
+        return Traced(graph(computation, shape), self.read, self.write, self.run)
+
+    def read(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The arrays at these paths; of a mean that is still accumulating, what it stands for."""
+        tree_of = tree.read(*_pair(self.model))
+        known = {array.path: array.array for array in tree_of.arrays()}
+        grown = {f"{path}.{name}": _grown(norm, known[f"{path}.batch_counter"]) for path, norm in _norms(tree_of, "batch") for name in ("mean", "var")}
+        return {path: values(path, known[path]) / grown[path] if path in grown else values(path, known[path]) for path in paths}
+
+    def write(self, new: dict[str, Any]) -> Any:
+        """A module with other arrays at these paths; of a pair, a pair. The statistics then count as those of a run that has long begun."""
+        tree_of = tree.read(*_pair(self.model))
+        known = {array.path: array.array for array in tree_of.arrays()}
+        new = dict(new)
+        for path, norm in _norms(tree_of, "batch"):
+            if f"{path}.mean" in new:
+                new[f"{path}.batch_counter"] = max(int(known[f"{path}.batch_counter"]), _long(norm))
+        new |= {f"{path}.ema_first_time": False for path, _ in _norms(tree_of, "ema") if f"{path}.mean" in new}
+        given = {id(known[path]): like(known[path], value) for path, value in new.items()}
+        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
+        return self.model
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The outputs in inference."""
+        return outputs(partial(_in_inference, self.apply), self.model, inputs)
+
+
+def _norms(tree_of: Layer, mode: str) -> list[tuple[str, Any]]:
+    """The batch normalisations of one mode, whose running statistics are given."""
+    return [(layer.path, layer.native) for layer in tree_of.walk() if layer.buffers and isinstance(layer.native, eqx.nn.BatchNorm) and layer.native.mode == mode]
+
+
+def _grown(norm: Any, counter: Any) -> Any:
+    """By what equinox divides the stored statistics (mode "batch"): how much of them has accumulated since they were zero."""
+    count = int(values("batch_counter", counter))
+    return np.float32(1 - np.float32(norm.momentum) ** np.float32(count)) if count else np.float32(1)
+
+
+def _long(norm: Any) -> int:
+    """After how many steps that is one, in single precision."""
+    return math.ceil(25 * math.log(2) / -math.log(norm.momentum)) if 0 < norm.momentum < 1 else 1
+
+
+def _in_inference(apply: Callable[..., Any], model: Any, *inputs: Any) -> Any:
+    return apply(eqx.nn.inference_mode(model), *inputs)
+
+
+def _pair(model: Any) -> tuple[Any, Any]:
+    return model if isinstance(model, tuple) else (model, None)

@@ -1,0 +1,151 @@
+"""Traces what computes on arrays to its weighted dataflow: the jaxpr of its call on abstract values, followed from its weights and its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+from unifreeze.plugin import ArgumentError, BackendError, Graph, Layer, Traced
+
+from .axes import Axes, axis, stored
+from .follow import Follower, Value
+from .tree import absent, copied, flat, is_array, is_inexact
+from .units import Recorder
+from .values import Const, Data, Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """A model taken apart, for tracing.
+
+    Attributes:
+        arrays: Its arrays.
+        build: Makes a model like it of other arrays.
+        layers: Reads a model as a tree.
+        call: Computes the outputs of a model from inputs.
+        raw: Returns what is stored in an array of the tree.
+    """
+
+    arrays: Sequence[Any]
+    build: Callable[[Sequence[Any]], Any]
+    layers: Callable[[Any], Layer]
+    call: Callable[..., Any]
+    raw: Callable[[Any], Any] = lambda array: array
+
+
+def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
+    """The weighted dataflow of a model; nothing is allocated."""
+    if shape is None:
+        raise BackendError("A model of JAX does not say the shape of its input.\n  Give it, channels last: shape=(1, 224, 224, 3).")
+    found: dict[int, tuple[str, str]] = {}
+
+    def run(arrays: list[Any], *inputs: Any) -> Any:
+        built = model.build(arrays)
+        places = {id(array): place for place, array in enumerate(arrays)}
+        for layer in model.layers(built).walk():
+            for array in (*layer.parameters, *layer.buffers):
+                found.setdefault(places.get(id(model.raw(array.array)), -1), (array.path, layer.path))
+        return [leaf for leaf in jax.tree.leaves(model.call(built, *inputs)) if is_array(leaf)]
+
+    abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in model.arrays]
+    # A second sample shows what mixes samples.
+    given = (2 if shape[0] == 1 else shape[0], *shape[1:])
+    jaxpr = jax.make_jaxpr(run)(abstract, jax.ShapeDtypeStruct(given, jnp.float32))
+    recorder = Recorder(dict(found.values()))
+    x = Data(_input_axes(given), frozenset({(-1, 0, ())}), 0)
+    ends = Follower(recorder).run(jaxpr, [*(_weight(found.get(place, ("", ""))[0], array.shape) for place, array in enumerate(abstract)), x])
+    outputs = tuple(recorder.used(end).sources for end in ends if isinstance(end, Data))
+    return Graph(tuple(recorder.units), outputs, (tuple(shape),))
+
+
+def _input_axes(shape: tuple[int, ...]) -> Axes:
+    """Batch first, channels last, positions between."""
+    middle = [axis(str(place), size) for place, size in enumerate(shape[1:-1])]
+    return (axis("n", shape[0]), *middle, *(axis("c", size) for size in shape[-1:] if len(shape) > 1))
+
+
+def _weight(path: str, shape: tuple[int, ...]) -> Value:
+    return Expr(path=path, shape=shape, axes=stored(shape)) if path else Const()
+
+
+# Trees of arrays, which a function computes with.
+
+
+def trace(model: Any, layers: Callable[[Any], Layer], shape: tuple[int, ...] | None, apply: Callable[..., Any] | None) -> Traced:
+    """Traces a tree of arrays, by the function that computes with it."""
+    if apply is None:
+        raise ArgumentError(
+            "A tree of arrays does not say what it computes, so its dataflow is unknown.\n"
+            "  Give the function, called with the tree and an input: apply=lambda variables, x: module.apply(variables, x)."
+        )
+    return Tree(model, layers, apply).traced(shape)
+
+
+@dataclass(slots=True)
+class Tree:
+    """A tree of arrays and the function that computes with it. What is written is a new tree, with which it goes on."""
+
+    model: Any
+    layers: Callable[[Any], Layer]
+    apply: Callable[..., Any]
+
+    def traced(self, shape: tuple[int, ...] | None) -> Traced:
+        """The dataflow, and how to carry weights."""
+        arrays, build = parted(self.model)
+        return Traced(graph(Computation(arrays, build, self.layers, self.apply), shape), self.read, self.write, self.run)
+
+    def read(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The arrays at these paths."""
+        known = flat(self.model).by_name
+        return {path: values(path, known[path]) for path in paths}
+
+    def write(self, new: dict[str, Any]) -> Any:
+        """A tree with other arrays at these paths."""
+        known = flat(self.model).by_name
+        given = {id(known[path]): like(known[path], value) for path, value in new.items()}
+        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
+        return self.model
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The outputs."""
+        return outputs(self.apply, self.model, inputs)
+
+
+def parted(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The arrays of a tree, one that stands in two places once, and how to make the tree of other ones."""
+    leaves, treedef = jax.tree_util.tree_flatten(tree, is_leaf=absent)
+    # A user's own shape may stand for any number of arrays.
+    keys = [place if isinstance(leaf, jax.ShapeDtypeStruct) else -1 - id(leaf) for place, leaf in enumerate(leaves)]
+    arrays = {key: leaf for key, leaf in zip(keys, leaves, strict=True) if is_array(leaf)}
+
+    def build(new: Sequence[Any]) -> Any:
+        given = dict(zip(arrays, new, strict=True))
+        return jax.tree_util.tree_unflatten(treedef, [given.get(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+
+    return list(arrays.values()), build
+
+
+def values(path: str, array: Any) -> Any:
+    """An array's values, as numpy has them."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise BackendError(f"{path} has a shape, but no values yet.\n  Weights are carried between models that have them; this one is abstract, as from jax.eval_shape.")
+    return np.asarray(array)
+
+
+def like(array: Any, value: Any) -> Any:
+    """Values as an array like another: of its type, and where that one lies."""
+    value = np.asarray(value).astype(array.dtype)
+    return jax.device_put(value, array.sharding) if isinstance(array, jax.Array) else value
+
+
+def outputs(call: Callable[..., Any], model: Any, inputs: list[Any]) -> list[Any]:
+    """Runs a model at full precision, also where the device has a faster one."""
+    with jax.default_matmul_precision("highest"):
+        found = call(model, *map(jnp.asarray, inputs))
+    return [np.asarray(one) for one in jax.tree.leaves(found) if is_array(one) and is_inexact(one.dtype)]
