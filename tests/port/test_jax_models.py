@@ -105,3 +105,29 @@ def test_torchvision_to_linen(name):
     assert found.verify(x) < 5e-6
     assert apart(module.apply(new, x, train=False), torch_output(theirs, x)) < 5e-6
     assert jax.tree.structure(new) == jax.tree.structure(variables)
+
+
+# nnx and equinox, which need no apply.
+
+
+def test_torchvision_to_nnx():
+    theirs, module = torchvision("resnet50"), zoo_nnx.ResNet50(rngs=nnx.Rngs(0))
+    found = correspond(theirs, module, shape=(1, 64, 64, 3))
+    assert (found.certificate, len(found.pairs), found.unmatched, found.differences) == ("exact", 107, ((), ()), ())
+    assert found.transfer() is module
+    x = images(64)
+    assert found.verify(x) < 5e-6
+    module.eval()
+    assert apart(nnx.jit(lambda m, x: m(x))(module, x), torch_output(theirs, x)) < 5e-6
+
+
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_torchvision_to_equinox(mode):
+    theirs, model = torchvision("resnet18"), eqx.nn.make_with_state(zoo_equinox.ResNet18)(mode, key=KEY)
+    found = correspond(theirs, model, shape=(1, 64, 64, 3))
+    assert (found.certificate, len(found.pairs), found.unmatched, found.differences) == ("exact", 41, ((), ()), ())
+    module, state = found.transfer()
+    x = images(64)
+    assert found.verify(x) < 5e-6
+    run = eqx.filter_jit(jax.vmap(eqx.nn.inference_mode(module), axis_name="batch", in_axes=(0, None), out_axes=(0, None)))
+    assert apart(run(jnp.moveaxis(x, -1, 1), state)[0], torch_output(theirs, x)) < 5e-6

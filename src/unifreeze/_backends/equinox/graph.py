@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unifreeze._backends.jax.graph import Computation, graph, like, outputs, parted, values
+from unifreeze._backends.jax.graph import Computation, like, parted, values
 from unifreeze._backends.jax.tree import copied, is_array
 from unifreeze.plugin import Layer, Traced
 
@@ -27,7 +25,7 @@ def trace(model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] |
 
 def sample_by_sample(model: Any, *inputs: Any) -> Any:
     """Calls a module as its users do, under ``vmap``: with images channels first, and with its State if it has one."""
-    module, state = model if isinstance(model, tuple) else (model, None)
+    module, state = pair(model)
 
     def one(*samples: Any) -> Any:
         moved = [jnp.moveaxis(sample, -1, 0) if sample.ndim > 2 else sample for sample in samples]
@@ -44,29 +42,39 @@ def _axis_name(module: Any) -> Any:
     return next((node.axis_name for node in layers if isinstance(node, eqx.nn.BatchNorm)), "batch")
 
 
-@dataclass(slots=True)
-class Module:
-    """A module, or the pair of it and its State, and how it is called. What is written is a new one, with which it goes on."""
+class Module(Computation):
+    """A module, or the pair of it and its State, and how it is called. What is written is a new one."""
 
-    model: Any
-    apply: Callable[..., Any]
+    def __init__(self, model: Any, apply: Callable[..., Any]) -> None:
+        super().__init__(model, apply)
+        self._build = parted(model)[1]
 
-    def traced(self, shape: tuple[int, ...] | None) -> Traced:
-        """The dataflow, and how to carry weights."""
-        arrays, build = parted(self.model)
-        computation = Computation(arrays, build, lambda model: tree.read(*_pair(model)), partial(_in_inference, self.apply))
-        return Traced(graph(computation, shape), self.read, self.write, self.run)
+    def arrays(self) -> list[Any]:
+        """The arrays of the module and of its State."""
+        return parted(self.model)[0]
+
+    def build(self, arrays: Sequence[Any]) -> Any:
+        """A model like it."""
+        return self._build(arrays)
+
+    def layers(self, model: Any) -> Layer:
+        """Reads the model as a tree."""
+        return tree.read(*pair(model))
+
+    def call(self, model: Any, *inputs: Any) -> Any:
+        """Computes the outputs in inference."""
+        return self.apply(eqx.nn.inference_mode(model), *inputs)
 
     def read(self, paths: Iterable[str]) -> dict[str, Any]:
         """The arrays at these paths; of a mean that is still accumulating, what it stands for."""
-        tree_of = tree.read(*_pair(self.model))
+        tree_of = self.layers(self.model)
         known = {array.path: array.array for array in tree_of.arrays()}
         grown = {f"{path}.{name}": _grown(norm, known[f"{path}.batch_counter"]) for path, norm in _norms(tree_of, "batch") for name in ("mean", "var")}
         return {path: values(path, known[path]) / grown[path] if path in grown else values(path, known[path]) for path in paths}
 
     def write(self, new: dict[str, Any]) -> Any:
         """A module with other arrays at these paths; of a pair, a pair. The statistics then count as those of a run that has long begun."""
-        tree_of = tree.read(*_pair(self.model))
+        tree_of = self.layers(self.model)
         known = {array.path: array.array for array in tree_of.arrays()}
         new = dict(new)
         for path, norm in _norms(tree_of, "batch"):
@@ -76,10 +84,6 @@ class Module:
         given = {id(known[path]): like(known[path], value) for path, value in new.items()}
         self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
         return self.model
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        """The outputs in inference."""
-        return outputs(partial(_in_inference, self.apply), self.model, inputs)
 
 
 def _norms(tree_of: Layer, mode: str) -> list[tuple[str, Any]]:
@@ -98,9 +102,6 @@ def _long(norm: Any) -> int:
     return math.ceil(25 * math.log(2) / -math.log(norm.momentum)) if 0 < norm.momentum < 1 else 1
 
 
-def _in_inference(apply: Callable[..., Any], model: Any, *inputs: Any) -> Any:
-    return apply(eqx.nn.inference_mode(model), *inputs)
-
-
-def _pair(model: Any) -> tuple[Any, Any]:
+def pair(model: Any) -> tuple[Any, Any]:
+    """The module, and its State if it is given."""
     return model if isinstance(model, tuple) else (model, None)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from unifreeze.plugin import Sources, concatenated, merged
 
@@ -64,7 +64,7 @@ class Follower:
         known |= {variable: _constant(value) for variable, value in zip(inner.constvars, getattr(jaxpr, "consts", ()), strict=True)}
 
         def read(atom: Any) -> Value:
-            return _constant(atom.val) if isinstance(atom, jax.extend.core.Literal) else known[atom]
+            return _constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
         for eqn in inner.eqns:
             found = self.equation(eqn, [read(atom) for atom in eqn.invars])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,28 +14,60 @@ from unifreeze.plugin import ArgumentError, BackendError, Graph, Layer, Traced
 
 from .axes import Axes, axis, stored
 from .follow import Follower, Value
-from .tree import absent, copied, flat, is_array, is_inexact
+from .tree import absent, copied, is_array, is_inexact
 from .units import Recorder
 from .values import Const, Data, Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Computation:
-    """A model taken apart, for tracing.
+class Computation(ABC):
+    """A model of JAX as tracing needs it: arrays, how to make the model of them, and how it computes.
 
     Attributes:
-        arrays: Its arrays.
-        build: Makes a model like it of other arrays.
-        layers: Reads a model as a tree.
-        call: Computes the outputs of a model from inputs.
-        raw: Returns what is stored in an array of the tree.
+        model: The model. Where what is written makes a new one, this goes on with the new one.
+        apply: How the outputs are computed of a model and inputs.
     """
 
-    arrays: Sequence[Any]
-    build: Callable[[Sequence[Any]], Any]
-    layers: Callable[[Any], Layer]
-    call: Callable[..., Any]
-    raw: Callable[[Any], Any] = lambda array: array
+    def __init__(self, model: Any, apply: Callable[..., Any]) -> None:
+        self.model, self.apply = model, apply
+        self._run = jax.jit(lambda arrays, *inputs: _floats(self.call(self.build(arrays), *inputs)))
+
+    @abstractmethod
+    def arrays(self) -> list[Any]:
+        """The model's arrays."""
+
+    @abstractmethod
+    def build(self, arrays: Sequence[Any]) -> Any:
+        """A model like it, of other arrays."""
+
+    @abstractmethod
+    def layers(self, model: Any) -> Layer:
+        """Reads a model as a tree."""
+
+    def call(self, model: Any, *inputs: Any) -> Any:
+        """Computes the outputs in inference."""
+        return self.apply(model, *inputs)
+
+    def raw(self, array: Any) -> Any:
+        """What is stored in an array of the tree."""
+        return array
+
+    @abstractmethod
+    def write(self, new: dict[str, Any]) -> Any:
+        """Puts arrays at these paths, and returns the model that has them."""
+
+    def read(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The arrays at these paths."""
+        known = {array.path: array.array for array in self.layers(self.model).arrays()}
+        return {path: values(path, self.raw(known[path])) for path in paths}
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The outputs, at full precision also where the device has a faster one."""
+        with jax.default_matmul_precision("highest"):
+            return [np.asarray(one) for one in self._run(self.arrays(), *map(jnp.asarray, inputs))]
+
+    def traced(self, shape: tuple[int, ...] | None) -> Traced:
+        """The dataflow, and how to carry weights."""
+        return Traced(graph(self, shape), self.read, self.write, self.run)
 
 
 def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
@@ -51,9 +82,9 @@ def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
         for layer in model.layers(built).walk():
             for array in (*layer.parameters, *layer.buffers):
                 found.setdefault(places.get(id(model.raw(array.array)), -1), (array.path, layer.path))
-        return [leaf for leaf in jax.tree.leaves(model.call(built, *inputs)) if is_array(leaf)]
+        return _floats(model.call(built, *inputs))
 
-    abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in model.arrays]
+    abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in model.arrays()]
     # A second sample shows what mixes samples.
     given = (2 if shape[0] == 1 else shape[0], *shape[1:])
     jaxpr = jax.make_jaxpr(run)(abstract, jax.ShapeDtypeStruct(given, jnp.float32))
@@ -62,6 +93,10 @@ def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
     ends = Follower(recorder).run(jaxpr, [*(_weight(found.get(place, ("", ""))[0], array.shape) for place, array in enumerate(abstract)), x])
     outputs = tuple(recorder.used(end).sources for end in ends if isinstance(end, Data))
     return Graph(tuple(recorder.units), outputs, (tuple(shape),))
+
+
+def _floats(outputs: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(outputs) if is_array(leaf) and is_inexact(leaf.dtype)]
 
 
 def _input_axes(shape: tuple[int, ...]) -> Axes:
@@ -87,34 +122,31 @@ def trace(model: Any, layers: Callable[[Any], Layer], shape: tuple[int, ...] | N
     return Tree(model, layers, apply).traced(shape)
 
 
-@dataclass(slots=True)
-class Tree:
-    """A tree of arrays and the function that computes with it. What is written is a new tree, with which it goes on."""
+class Tree(Computation):
+    """A tree of arrays and the function that computes with it. What is written is a new tree."""
 
-    model: Any
-    layers: Callable[[Any], Layer]
-    apply: Callable[..., Any]
+    def __init__(self, model: Any, layers: Callable[[Any], Layer], apply: Callable[..., Any]) -> None:
+        super().__init__(model, apply)
+        self._layers, self._build = layers, parted(model)[1]
 
-    def traced(self, shape: tuple[int, ...] | None) -> Traced:
-        """The dataflow, and how to carry weights."""
-        arrays, build = parted(self.model)
-        return Traced(graph(Computation(arrays, build, self.layers, self.apply), shape), self.read, self.write, self.run)
+    def arrays(self) -> list[Any]:
+        """The arrays in the order of their leaves."""
+        return parted(self.model)[0]
 
-    def read(self, paths: Iterable[str]) -> dict[str, Any]:
-        """The arrays at these paths."""
-        known = flat(self.model).by_name
-        return {path: values(path, known[path]) for path in paths}
+    def build(self, arrays: Sequence[Any]) -> Any:
+        """A tree like it."""
+        return self._build(arrays)
+
+    def layers(self, model: Any) -> Layer:
+        """Reads the tree as a model."""
+        return self._layers(model)
 
     def write(self, new: dict[str, Any]) -> Any:
         """A tree with other arrays at these paths."""
-        known = flat(self.model).by_name
+        known = {array.path: array.array for array in self.layers(self.model).arrays()}
         given = {id(known[path]): like(known[path], value) for path, value in new.items()}
         self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
         return self.model
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        """The outputs."""
-        return outputs(self.apply, self.model, inputs)
 
 
 def parted(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -142,10 +174,3 @@ def like(array: Any, value: Any) -> Any:
     """Values as an array like another: of its type, and where that one lies."""
     value = np.asarray(value).astype(array.dtype)
     return jax.device_put(value, array.sharding) if isinstance(array, jax.Array) else value
-
-
-def outputs(call: Callable[..., Any], model: Any, inputs: list[Any]) -> list[Any]:
-    """Runs a model at full precision, also where the device has a faster one."""
-    with jax.default_matmul_precision("highest"):
-        found = call(model, *map(jnp.asarray, inputs))
-    return [np.asarray(one) for one in jax.tree.leaves(found) if is_array(one) and is_inexact(one.dtype)]

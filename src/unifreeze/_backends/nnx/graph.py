@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
-from unifreeze._backends.jax.graph import Computation, graph, like, outputs, values
-from unifreeze.plugin import Traced
+from unifreeze._backends.jax.graph import Computation, like
+from unifreeze.plugin import Layer, Traced
 
 from . import tree
 from .parts import raw
@@ -22,42 +21,35 @@ def trace(model: nnx.Module, shape: tuple[int, ...] | None, apply: Callable[...,
     return Module(model, apply or (lambda module, *inputs: module(*inputs))).traced(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Computation):
     """A module and how it is called."""
 
-    model: nnx.Module
-    apply: Callable[..., Any]
+    def __init__(self, model: nnx.Module, apply: Callable[..., Any]) -> None:
+        super().__init__(model, apply)
+        self._definition, state = nnx.split(model)
+        self._structure = jax.tree.structure(state)
 
-    def traced(self, shape: tuple[int, ...] | None) -> Traced:
-        """The dataflow, and how to carry weights."""
-        definition, state = nnx.split(self.model)
-        arrays, structure = jax.tree.flatten(state)
+    def arrays(self) -> list[Any]:
+        """The arrays of the module's state."""
+        return jax.tree.leaves(nnx.split(self.model)[1])
 
-        def build(new: Sequence[Any]) -> Any:
-            copy = nnx.merge(definition, jax.tree.unflatten(structure, new))
-            copy.eval()
-            return copy
+    def build(self, arrays: Sequence[Any]) -> Any:
+        """A copy in evaluation mode."""
+        copy = nnx.merge(self._definition, jax.tree.unflatten(self._structure, arrays))
+        copy.eval()
+        return copy
 
-        return Traced(graph(Computation(arrays, build, tree.read, self.apply, raw), shape), self.read, self.write, self.run)
+    def layers(self, model: Any) -> Layer:
+        """Reads the module as a tree."""
+        return tree.read(model)
 
-    def read(self, paths: Iterable[str]) -> dict[str, Any]:
-        """The arrays at these paths."""
-        known = self._variables()
-        return {path: values(path, raw(known[path])) for path in paths}
+    def raw(self, array: Any) -> Any:
+        """The value of a variable."""
+        return raw(array)
 
     def write(self, new: dict[str, Any]) -> nnx.Module:
         """Puts arrays at these paths."""
-        known = self._variables()
+        known = {array.path: array.array for array in tree.read(self.model).arrays()}
         for path, value in new.items():
             put(known[path], like(raw(known[path]), value))
         return self.model
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        """The outputs in evaluation mode."""
-        copy = nnx.merge(*nnx.split(self.model))
-        copy.eval()
-        return outputs(self.apply, copy, inputs)
-
-    def _variables(self) -> dict[str, Any]:
-        return {array.path: array.array for array in tree.read(self.model).arrays()}
