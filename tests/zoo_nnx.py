@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -53,7 +55,7 @@ class MLP(nnx.Module):
     def __init__(self, *, rngs):
         sizes = (20, 32, 32, 16)
         self.norms = nnx.List([nnx.LayerNorm(size, epsilon=1e-5, rngs=rngs) for size in sizes[1:]])
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.out = nnx.Linear(16, 5, rngs=rngs)
 
     def __call__(self, x):

@@ -137,7 +137,9 @@ def _applied(backends: tuple[Backend, ...], apply: Any) -> tuple[Apply | None, A
     if apply is None or isinstance(apply, tuple):
         pair = (None, None) if apply is None else apply
         if len(pair) != 2 or any(one is not None and not callable(one) for one in pair):
-            raise ArgumentError(f"apply={apply!r} is neither a function nor a pair of them.\n  It reads like apply=lambda variables, x: module.apply(variables, x).")
+            raise ArgumentError(
+                f"apply={apply!r} is neither a function nor a pair of them.\n  It reads like apply=lambda variables, x: module.apply(variables, x)."
+            )
         if any(one is not None and not takes for one, takes in zip(pair, able, strict=True)):
             raise ArgumentError(f"apply= is for models of JAX; others say themselves what they compute.\n  these: {names}")
         return pair[0], pair[1]

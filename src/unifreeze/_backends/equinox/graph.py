@@ -88,7 +88,9 @@ class Module(Computation):
 
 def _norms(tree_of: Layer, mode: str) -> list[tuple[str, Any]]:
     """The batch normalisations of one mode, whose running statistics are given."""
-    return [(layer.path, layer.native) for layer in tree_of.walk() if layer.buffers and isinstance(layer.native, eqx.nn.BatchNorm) and layer.native.mode == mode]
+    return [
+        (layer.path, layer.native) for layer in tree_of.walk() if layer.buffers and isinstance(layer.native, eqx.nn.BatchNorm) and layer.native.mode == mode
+    ]
 
 
 def _grown(norm: Any, counter: Any) -> Any:

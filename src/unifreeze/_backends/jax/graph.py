@@ -166,7 +166,9 @@ def parted(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
 def values(path: str, array: Any) -> Any:
     """An array's values, as numpy has them."""
     if isinstance(array, jax.ShapeDtypeStruct):
-        raise BackendError(f"{path} has a shape, but no values yet.\n  Weights are carried between models that have them; this one is abstract, as from jax.eval_shape.")
+        raise BackendError(
+            f"{path} has a shape, but no values yet.\n  Weights are carried between models that have them; this one is abstract, as from jax.eval_shape."
+        )
     return np.asarray(array)
 
 
