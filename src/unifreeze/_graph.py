@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Where a value comes from: the unit (or, below zero, the model's input), the channel at which it enters, and the merges on the way.
@@ -22,20 +22,43 @@ class Weight:
         split: The shape to give it first; ``()`` leaves it.
         axes: The order of axes after that; ``()`` leaves it.
         shape: The shape to give it last.
+        take: Which of the last axis, where the array is one of several that lie fused in it; ``()`` takes all.
     """
 
     path: str
     split: tuple[int, ...]
     axes: tuple[int, ...]
     shape: tuple[int, ...]
+    take: tuple[int, ...] = ()
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of what ``shared`` returns."""
+        return (*self.shape[:-1], len(self.take)) if self.take else self.shape
+
+    def part(self, take: tuple[int, ...]) -> Weight:
+        """Some of the last axis of this weight."""
+        return replace(self, take=tuple(self.take[place] for place in take) if self.take else take)
 
     def shared(self, array: Any) -> Any:
         """Brings an array from its framework's layout to the shared one."""
+        array = self._whole(array)
+        return array[..., list(self.take)] if self.take else array
+
+    def _whole(self, array: Any) -> Any:
         array = array.reshape(self.split) if self.split else array
         return (array.transpose(self.axes) if self.axes else array).reshape(self.shape)
 
+    def into(self, before: Any, array: Any) -> Any:
+        """The framework's array ``before`` with this weight replaced by an array in the shared layout."""
+        if not self.take:
+            return self.own(array, before.shape)
+        whole = self._whole(before).astype(array.dtype, copy=True)
+        whole[..., list(self.take)] = array
+        return self.own(whole, before.shape)
+
     def own(self, array: Any, shape: tuple[int, ...]) -> Any:
-        """Brings an array from the shared layout to its framework's."""
+        """Brings a whole array from the shared layout to its framework's."""
         split = self.split or shape
         if self.axes:
             back = sorted(range(len(self.axes)), key=self.axes.__getitem__)
@@ -49,7 +72,9 @@ class Unit:
 
     Attributes:
         layer: The path of the layer that owns the weights.
-        kind: One of the words for kinds; a 1×1 convolution is ``dense``.
+        kind: ``dense``, also for a convolution whose windows do not overlap; ``conv``, ``depthwise_conv``, ``conv_transpose``; ``batch_norm``; ``scale``, by
+            channel and with a shift, also that of layer, group and RMS norms; ``bias``, where it belongs to no other unit; ``embedding``, also a table that
+            is added or joined to the data; ``prelu``.
         shape: The shape of the main weight in the shared layout. Whether there is a bias or a scale is no part of it.
         sources: Where its input comes from.
         weights: Its arrays by role: ``kernel``, ``bias``, ``scale``, ``mean``, ``variance``, ``embedding``.

@@ -11,9 +11,11 @@ from contextlib import ExitStack
 
 import pluggy
 
+from . import _flow as flow
 from ._backend import Applied, Backend, Request
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._rows import Rows
+from ._tracing import Tracing
 from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
@@ -35,12 +37,14 @@ __all__ = [
     "State",
     "Status",
     "Traced",
+    "Tracing",
     "UnbuiltModelError",
     "UnifreezeError",
     "UnifreezeWarning",
     "Unit",
     "Weight",
     "concatenated",
+    "flow",
     "hookimpl",
     "hookspec",
     "merged",

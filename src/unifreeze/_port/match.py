@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from unifreeze._graph import Graph, Sources
+from unifreeze._graph import Graph, Sources, Unit
 
 Certificate = Literal["exact", "exact up to the head", "prefix"]
 Colours = list[int]
@@ -104,8 +104,12 @@ def _equal(source: Graph, target: Graph, pairs: dict[int, int]) -> bool:
 def _shares(graph: Graph, order: Iterable[int]) -> list[int]:
     """For each unit in this order, the number of the first that has its weights."""
     first: dict[Hashable, int] = {}
-    arrays = (frozenset(weight.path for weight in graph.units[place].weights.values()) for place in order)
+    arrays = (_arrays(graph.units[place]) for place in order)
     return [first.setdefault(paths or number, number) for number, paths in enumerate(arrays)]
+
+
+def _arrays(unit: Unit) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((weight.path, weight.take) for weight in unit.weights.values())
 
 
 def refine(source: Graph, target: Graph, given: tuple[Colours, Colours] | None = None) -> tuple[Colours, Colours]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unifreeze._graph import Traced, Unit
+from unifreeze._graph import Traced, Unit, Weight
 from unifreeze.errors import CorrespondenceError
 
 from .match import Match
@@ -22,17 +22,20 @@ def transfer(source: Traced, target: Traced, match: Match) -> Any:
     """
     pairs = [(source.graph.units[a], target.graph.units[b]) for a, b in match.pairs]
     arrays = source.read(sorted({weight.path for unit, _ in pairs for weight in unit.weights.values()}))
-    shapes = {path: array.shape for path, array in target.read(sorted({w.path for _, unit in pairs for w in unit.weights.values()})).items()}
+    before = target.read(sorted({w.path for _, unit in pairs for w in unit.weights.values()}))
     values = [{role: weight.shared(arrays[weight.path]) for role, weight in unit.weights.items()} for unit, _ in pairs]
     _absorb_biases(source, target, match, values)
     new: dict[str, Any] = {}
+    written: list[tuple[Unit, Weight, Any]] = []
     for (ours, theirs), found in zip(pairs, values, strict=True):
         _refuse_homeless(ours, theirs, found)
         for role, weight in theirs.weights.items():
             value = found[role] if role in found else _neutral(ours, theirs, role, found)
-            array = weight.own(value, shapes[weight.path])
-            if (new.setdefault(weight.path, array) != array).any():
-                raise CorrespondenceError(f"{weight.path} is used twice, and {ours.layer} would give it other values there.\n  Nothing was carried over.")
+            new[weight.path] = weight.into(new.get(weight.path, before[weight.path]), value)
+            written.append((ours, weight, value))
+    for ours, weight, value in written:
+        if (weight.shared(new[weight.path]) != value).any():
+            raise CorrespondenceError(f"{weight.path} is used twice, and {ours.layer} would give it other values there.\n  Nothing was carried over.")
     return target.write(new)
 
 
@@ -41,7 +44,7 @@ def _neutral(ours: Unit, theirs: Unit, role: str, found: dict[str, Any]) -> Any:
         raise CorrespondenceError(f"{theirs.layer} has a {role}, and {ours.layer} has none.\n  Nothing was carried over.")
     import numpy as np
 
-    return np.full(theirs.weights[role].shape, _NEUTRAL[role], next(iter(found.values())).dtype)
+    return np.full(theirs.weights[role].seen, _NEUTRAL[role], next(iter(found.values())).dtype)
 
 
 def _refuse_homeless(ours: Unit, theirs: Unit, found: dict[str, Any]) -> None:
