@@ -78,8 +78,9 @@ class Module(Computation):
         known = {array.path: array.array for array in tree_of.arrays()}
         new = dict(new)
         for path, norm in _norms(tree_of, "batch"):
+            counter: Any = known[f"{path}.batch_counter"]
             if f"{path}.mean" in new:
-                new[f"{path}.batch_counter"] = max(int(known[f"{path}.batch_counter"]), _long(norm))
+                new[f"{path}.batch_counter"] = max(int(counter), _long(norm))
         new |= {f"{path}.ema_first_time": False for path, _ in _norms(tree_of, "ema") if f"{path}.mean" in new}
         given = {id(known[path]): like(known[path], value) for path, value in new.items()}
         self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unifreeze.plugin import ArgumentError, BackendError, Graph, Layer, Traced
+from unifreeze.plugin import ArgumentError, BackendError, Graph, Layer, Traced, Tracing, flow
 
-from .axes import Axes, axis, stored
-from .follow import Follower, Value
+from .follow import Follower
 from .tree import absent, copied, is_array, is_inexact
-from .units import Recorder
+from .units import Scribe, Value
 from .values import Const, Data, Expr
 
 
@@ -85,28 +84,21 @@ def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
         return _floats(model.call(built, *inputs))
 
     abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in model.arrays()]
-    # A second sample shows what mixes samples.
-    given = (2 if shape[0] == 1 else shape[0], *shape[1:])
-    jaxpr = jax.make_jaxpr(run)(abstract, jax.ShapeDtypeStruct(given, jnp.float32))
-    recorder = Recorder(dict(found.values()))
-    x = Data(_input_axes(given), frozenset({(-1, 0, ())}), 0)
-    ends = Follower(recorder).run(jaxpr, [*(_weight(found.get(place, ("", ""))[0], array.shape) for place, array in enumerate(abstract)), x])
-    outputs = tuple(recorder.used(end).sources for end in ends if isinstance(end, Data))
-    return Graph(tuple(recorder.units), outputs, (tuple(shape),))
+    one = (1, *shape[1:])
+    jaxpr = jax.make_jaxpr(run)(abstract, jax.ShapeDtypeStruct(one, jnp.float32))
+    tracing = Tracing(dict(found.values()))
+    scribe = Scribe(tracing)
+    weights = [_weight(found.get(place, ("", ""))[0], tuple(array.shape)) for place, array in enumerate(abstract)]
+    ends = Follower(scribe).run(jaxpr, [*weights, scribe.data(tracing.input(one))])
+    return tracing.finish([scribe.value(end) for end in ends if isinstance(end, Data)], (tuple(shape),))
 
 
 def _floats(outputs: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(outputs) if is_array(leaf) and is_inexact(leaf.dtype)]
 
 
-def _input_axes(shape: tuple[int, ...]) -> Axes:
-    """Batch first, channels last, positions between."""
-    middle = [axis(str(place), size) for place, size in enumerate(shape[1:-1])]
-    return (axis("n", shape[0]), *middle, *(axis("c", size) for size in shape[-1:] if len(shape) > 1))
-
-
 def _weight(path: str, shape: tuple[int, ...]) -> Value:
-    return Expr(path=path, shape=shape, axes=stored(shape)) if path else Const()
+    return Expr(view=flow.parameter(path, shape)) if path else Const(shape)
 
 
 # Trees of arrays, which a function computes with.

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from unifreeze.plugin import Sources
-
-from .axes import Axes
+from unifreeze.plugin import flow
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A value that depends on no weight and no input, and the number that each of its elements is, if that is known.
+    """A value that depends on no weight and no input.
 
     Attributes:
-        value: The number.
+        shape: Its shape.
+        value: The number that each of its elements is, if that is known.
         counts: The axis along which it counts 0, 1, 2, …; below zero where it does not.
     """
 
+    shape: tuple[int, ...]
     value: float | None = None
     counts: int = -1
 
@@ -28,33 +28,36 @@ class Expr:
     """A weight, or what is computed of weights alone.
 
     Attributes:
-        op: The operation; empty for a weight as it is.
+        op: The operation; empty for a weight, or for a view of one.
         args: What it is computed of.
-        path: Of a weight: its path.
-        shape: Of a weight: the shape in which it is stored.
-        axes: Of a weight: its axes here.
+        view: The weight, as the language of tracing has it.
     """
 
     op: str = ""
     args: tuple[Expr | Const, ...] = ()
-    path: str = ""
-    shape: tuple[int, ...] = ()
-    axes: Axes = ()
+    view: flow.Value | None = None
 
-    def moved(self, move: Callable[[Axes], Axes | None]) -> Expr:
-        """The same with other axes. What can't follow the move can no longer be read."""
-        if not self.op:
-            axes = move(self.axes) if self.axes else ()
-            return Expr("cut", (self,)) if axes is None else replace(self, axes=axes)
-        return replace(self, args=tuple(one.moved(move) if isinstance(one, Expr) else one for one in self.args))
+    def moved(self, move: Callable[[flow.Value], flow.Value], shape: tuple[int, ...]) -> Expr:
+        """The same after its axes have moved; ``shape`` is its shape before, and what a broadcast has brought to it can no longer be read."""
+        if self.view is None:
+            return replace(self, args=tuple(one.moved(move, shape) if isinstance(one, Expr) else one for one in self.args))
+        if not self.view.axes:
+            return self
+        return replace(self, view=move(self.view)) if self.view.shape == shape else Expr("broadcast", (self,))
 
-    def leaves(self) -> Iterator[Expr]:
+    def leaves(self) -> Iterator[flow.Value]:
         """The weights in it."""
-        if not self.op:
-            yield self
+        if self.view is not None:
+            yield self.view
         for one in self.args:
             if isinstance(one, Expr):
                 yield from one.leaves()
+
+    @property
+    def computed(self) -> flow.Value:
+        """The same as the language of tracing has it: the first weight, marked as computed unless it is a view."""
+        found = next(self.leaves(), flow.constant(()))
+        return found if self.view is not None else replace(found, computed=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,29 +65,25 @@ class Data:
     """A value that depends on the inputs.
 
     Attributes:
-        axes: What its axes are.
-        sources: Where the value comes from on which all this is based.
-        base: A number for that value.
+        value: The same as the language of tracing has it; without what is pending.
+        base: A number for the value of which it is computed, and for that value.
         form: How it is computed of that value, one of the words of ``FORMS``; ``x`` is the value itself.
         number: How many values were summed up on the way, or what was then added to their variance.
         pending: What weights did to it since then: operations, and what of weights.
     """
 
-    axes: Axes
-    sources: Sources
+    value: flow.Value
     base: int
     form: str = "x"
     number: float = 0.0
-    pending: tuple[tuple[str, Expr], ...] = field(default=())
+    pending: tuple[tuple[str, Expr], ...] = ()
 
 
-#: A mean over channels, a variance and what is normalised by them have no primitive; these are their steps, in each library's own spelling.
+#: A mean of data, a variance and what is normalised by them have no primitive; these are their steps, in each library's own spelling.
 FORMS: dict[tuple[str, ...], str] = {
     ("reduce_sum", "x"): "sum",
     ("reduce_sum", "square"): "sum of squares",
     ("reduce_sum", "squared deviation"): "sum of squared deviations",
-    ("reduce_sum", "exp"): "sum of exp",
-    ("reduce_max", "x"): "max",
     ("count", "sum"): "mean",
     ("count", "sum of squares"): "mean square",
     ("count", "sum of squared deviations"): "variance",
@@ -93,22 +92,19 @@ FORMS: dict[tuple[str, ...], str] = {
     ("square", "deviation"): "squared deviation",
     ("sub", "x", "mean"): "deviation",
     ("sub", "mean square", "squared mean"): "variance",
+    ("floor", "variance"): "variance",
     ("epsilon", "variance"): "safe variance",
     ("epsilon", "mean square"): "safe mean square",
     ("rsqrt", "safe variance"): "1/deviation",
     ("rsqrt", "safe mean square"): "1/size",
     ("sqrt", "safe variance"): "standard deviation",
     ("sqrt", "safe mean square"): "size",
-    ("mul", "deviation", "1/deviation"): "layer_norm",
-    ("div", "deviation", "standard deviation"): "layer_norm",
-    ("mul", "x", "1/size"): "rms_norm",
-    ("div", "x", "size"): "rms_norm",
-    ("sub", "x", "max"): "shifted",
-    ("exp", "shifted"): "exp",
-    ("div", "exp", "sum of exp"): "activation",
-    ("log", "sum of exp"): "log of sum of exp",
-    ("sub", "shifted", "log of sum of exp"): "activation",
+    ("mul", "deviation", "1/deviation"): "normal",
+    ("div", "deviation", "standard deviation"): "normal",
+    ("mul", "x", "1/size"): "normal",
+    ("div", "x", "size"): "normal",
 }
-#: What leaves a form what it is: a floor of zero under a variance, and of minus infinity under a maximum.
-FLOORS = {"variance": 0.0, "max": float("-inf")}
+#: The forms that a weight may enter before the normalisation is done.
+OPEN = {"normal", "1/deviation", "1/size"}
 COMMUTATIVE = {"add", "mul"}
+WORDS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "max": "max", "min": "min"}
