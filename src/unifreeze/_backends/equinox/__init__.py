@@ -32,7 +32,7 @@ class EquinoxBackend(Backend):
         module, _ = _parted(model)
         return Applied(abstract(model), tools=plan_of(module, request, kind=EquinoxPlan))
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
         """Follows the weights through the jaxpr of a call, in inference."""
         from .graph import trace
 

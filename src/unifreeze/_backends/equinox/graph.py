@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,27 +14,37 @@ import numpy as np
 
 from unifreeze._backends.jax.graph import Computation, like, parted, values
 from unifreeze._backends.jax.tree import copied, is_array
-from unifreeze.plugin import Layer, Traced
+from unifreeze.plugin import BackendError, Layer, Traced
 
 from . import tree
 
 
-def trace(model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None) -> Traced:
+def trace(model: Any, shape: Any, apply: Callable[..., Any] | None) -> Traced:
     """Traces a module, or the pair of a module and its State, that is called with one sample, or with which ``apply`` computes a batch."""
-    return Module(model, apply or sample_by_sample).traced(shape)
+    if apply:
+        return Module(model, apply).traced(shape)
+    try:
+        return Module(model, partial(sample_by_sample, signals=False)).traced(shape)
+    except BackendError:
+        sizes = shape.values() if isinstance(shape, dict) else shape if isinstance(shape, list) else [shape]
+        if not any(len(size) == 3 for size in sizes):
+            raise
+        # A signal, not a sequence: its channels come first, too.
+        return Module(model, partial(sample_by_sample, signals=True)).traced(shape)
 
 
-def sample_by_sample(model: Any, *inputs: Any) -> Any:
-    """Calls a module as its users do, under ``vmap``: with images channels first, and with its State if it has one."""
+def sample_by_sample(model: Any, *inputs: Any, signals: bool, **named: Any) -> Any:
+    """Calls a module as its users do, under ``vmap``: with images (and, if it is said, signals) channels first, and with its State if it has one."""
     module, state = pair(model)
+    least = 2 if signals else 3
 
-    def one(*samples: Any) -> Any:
-        moved = [jnp.moveaxis(sample, -1, 0) if sample.ndim > 2 else sample for sample in samples]
-        out = module(*moved) if state is None else module(*moved, state)
+    def one(samples: list[Any], called: dict[str, Any]) -> Any:
+        moved = [jnp.moveaxis(sample, -1, 0) if sample.ndim >= least else sample for sample in samples]
+        out = module(*moved, **called) if state is None else module(*moved, state, **called)
         leaves = [leaf for leaf in jax.tree.leaves(out if state is None else out[0]) if is_array(leaf)]
-        return [jnp.moveaxis(leaf, 0, -1) if leaf.ndim > 2 else leaf for leaf in leaves]
+        return [jnp.moveaxis(leaf, 0, -1) if leaf.ndim >= least else leaf for leaf in leaves]
 
-    return jax.vmap(one, axis_name=_axis_name(module))(*inputs)
+    return jax.vmap(one, axis_name=_axis_name(module))(list(inputs), named)
 
 
 def _axis_name(module: Any) -> Any:
@@ -61,9 +72,9 @@ class Module(Computation):
         """Reads the model as a tree."""
         return tree.read(*pair(model))
 
-    def call(self, model: Any, *inputs: Any) -> Any:
+    def call(self, model: Any, *inputs: Any, **named: Any) -> Any:
         """Computes the outputs in inference."""
-        return self.apply(eqx.nn.inference_mode(model), *inputs)
+        return self.apply(eqx.nn.inference_mode(model), *inputs, **named)
 
     def read(self, paths: Iterable[str]) -> dict[str, Any]:
         """The arrays at these paths; of a mean that is still accumulating, what it stands for."""

@@ -52,7 +52,7 @@ class JaxBackend(Backend):
         """A digest of the bytes that this process holds."""
         return fingerprint(array)
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
         """Follows the weights through the jaxpr of ``apply``.
 
         Raises:

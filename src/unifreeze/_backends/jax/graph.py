@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unifreeze.plugin import ArgumentError, BackendError, Graph, Layer, Traced, Tracing, flow
 
+from .calls import Call, first_that_runs
 from .follow import Follower
 from .tree import absent, copied, is_array, is_inexact
-from .units import Scribe, Value
+from .units import Scribe
 from .values import Const, Data, Expr
 
 
@@ -28,7 +28,6 @@ class Computation(ABC):
 
     def __init__(self, model: Any, apply: Callable[..., Any]) -> None:
         self.model, self.apply = model, apply
-        self._run = jax.jit(lambda arrays, *inputs: _floats(self.call(self.build(arrays), *inputs)))
 
     @abstractmethod
     def arrays(self) -> list[Any]:
@@ -42,9 +41,9 @@ class Computation(ABC):
     def layers(self, model: Any) -> Layer:
         """Reads a model as a tree."""
 
-    def call(self, model: Any, *inputs: Any) -> Any:
+    def call(self, model: Any, *inputs: Any, **named: Any) -> Any:
         """Computes the outputs in inference."""
-        return self.apply(model, *inputs)
+        return self.apply(model, *inputs, **named)
 
     def raw(self, array: Any) -> Any:
         """What is stored in an array of the tree."""
@@ -59,52 +58,67 @@ class Computation(ABC):
         known = {array.path: array.array for array in self.layers(self.model).arrays()}
         return {path: values(path, self.raw(known[path])) for path in paths}
 
-    def run(self, inputs: list[Any]) -> list[Any]:
-        """The outputs, at full precision also where the device has a faster one."""
-        with jax.default_matmul_precision("highest"):
-            return [np.asarray(one) for one in self._run(self.arrays(), *map(jnp.asarray, inputs))]
+    def traced(self, shape: Any) -> Traced:
+        """The dataflow, and how to carry weights; nothing is allocated for the dataflow.
 
-    def traced(self, shape: tuple[int, ...] | None) -> Traced:
-        """The dataflow, and how to carry weights."""
-        return Traced(graph(self, shape), self.read, self.write, self.run)
+        Args:
+            shape: The shape of the input, channels last; a list of them, or a dictionary by the names of the arguments.
+        """
+        if shape is None:
+            raise BackendError("A model of JAX does not say the shape of its input.\n  Give it, channels last: shape=(1, 224, 224, 3).")
+        call, found = first_that_runs(shape, self._jaxpr, lambda error: _unrunnable(self.model, shape, error))
+        jitted = jax.jit(lambda arrays, inputs: _floats(self._called(self.build(arrays), call, inputs)))
+
+        def run(inputs: list[Any]) -> list[Any]:
+            # At full precision, also where the device has a faster one.
+            with jax.default_matmul_precision("highest"):
+                return [np.asarray(one) for one in jitted(self.arrays(), call.given(inputs))]
+
+        return Traced(_followed(call, *found), self.read, self.write, run)
+
+    def _called(self, model: Any, call: Call, inputs: list[Any]) -> Any:
+        args, named = call.bound(inputs)
+        return self.call(model, *args, **named)
+
+    def _jaxpr(self, call: Call) -> tuple[Any, list[tuple[str, str, tuple[int, ...]]]]:
+        """The jaxpr of a call on abstract values, and for each array its path, its layer's, and its shape."""
+        found: dict[int, tuple[str, str]] = {}
+
+        def run(arrays: list[Any], inputs: list[Any]) -> Any:
+            built = self.build(arrays)
+            places = {id(array): place for place, array in enumerate(arrays)}
+            for layer in self.layers(built).walk():
+                for array in (*layer.parameters, *layer.buffers):
+                    found.setdefault(places.get(id(self.raw(array.array)), -1), (array.path, layer.path))
+            return _floats(self._called(built, call, inputs))
+
+        abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self.arrays()]
+        jaxpr = jax.make_jaxpr(run)(abstract, call.abstract())
+        return jaxpr, [(*found.get(place, ("", "")), tuple(array.shape)) for place, array in enumerate(abstract)]
 
 
-def graph(model: Computation, shape: tuple[int, ...] | None) -> Graph:
-    """The weighted dataflow of a model; nothing is allocated."""
-    if shape is None:
-        raise BackendError("A model of JAX does not say the shape of its input.\n  Give it, channels last: shape=(1, 224, 224, 3).")
-    found: dict[int, tuple[str, str]] = {}
-
-    def run(arrays: list[Any], *inputs: Any) -> Any:
-        built = model.build(arrays)
-        places = {id(array): place for place, array in enumerate(arrays)}
-        for layer in model.layers(built).walk():
-            for array in (*layer.parameters, *layer.buffers):
-                found.setdefault(places.get(id(model.raw(array.array)), -1), (array.path, layer.path))
-        return _floats(model.call(built, *inputs))
-
-    abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in model.arrays()]
-    one = (1, *shape[1:])
-    jaxpr = jax.make_jaxpr(run)(abstract, jax.ShapeDtypeStruct(one, jnp.float32))
-    tracing = Tracing(dict(found.values()))
+def _followed(call: Call, jaxpr: Any, arrays: list[tuple[str, str, tuple[int, ...]]]) -> Graph:
+    """The weighted dataflow of a jaxpr."""
+    tracing = Tracing({path: layer for path, layer, _ in arrays})
     scribe = Scribe(tracing)
-    weights = [_weight(found.get(place, ("", ""))[0], tuple(array.shape)) for place, array in enumerate(abstract)]
-    ends = Follower(scribe).run(jaxpr, [*weights, scribe.data(tracing.input(one))])
-    return tracing.finish([scribe.value(end) for end in ends if isinstance(end, Data)], (tuple(shape),))
+    weights = [Expr(view=flow.parameter(path, shape)) if path else Const(shape) for path, _, shape in arrays]
+    inputs = [tracing.input(one.shape, None if ids else -1) for one, ids in zip(call.abstract(), call.ids, strict=True)]
+    ends = Follower(scribe).run(jaxpr, [*weights, *map(scribe.data, inputs)])
+    return tracing.finish([scribe.value(end) for end in ends if isinstance(end, Data)], call.shapes)
+
+
+def _unrunnable(model: Any, shape: Any, error: Exception) -> BackendError:
+    return BackendError(f"A {type(model).__name__} can't be run on an input of shape {shape}.\n  {type(error).__name__}: {error}")
 
 
 def _floats(outputs: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(outputs) if is_array(leaf) and is_inexact(leaf.dtype)]
 
 
-def _weight(path: str, shape: tuple[int, ...]) -> Value:
-    return Expr(view=flow.parameter(path, shape)) if path else Const(shape)
-
-
 # Trees of arrays, which a function computes with.
 
 
-def trace(model: Any, layers: Callable[[Any], Layer], shape: tuple[int, ...] | None, apply: Callable[..., Any] | None) -> Traced:
+def trace(model: Any, layers: Callable[[Any], Layer], shape: Any, apply: Callable[..., Any] | None) -> Traced:
     """Traces a tree of arrays, by the function that computes with it."""
     if apply is None:
         raise ArgumentError(

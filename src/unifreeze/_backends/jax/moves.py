@@ -17,6 +17,9 @@ Shape = tuple[int, ...]
 
 def _moved(scribe: Scribe, value: Value, move: Callable[[flow.Value], flow.Value], shape: Sequence[int]) -> Value:
     """A value after its axes have moved; ``shape`` is its shape until then."""
+    if isinstance(value, Expr) and value.view and value.view.axes and value.view.shape != tuple(shape):
+        # A weight that is repeated, and then more, is data by itself.
+        value = scribe.data(scribe.full(value, shape))
     if isinstance(value, Expr):
         return value.moved(move, tuple(shape))
     assert isinstance(value, Data)
@@ -47,6 +50,14 @@ def broadcast(scribe: Scribe, eqn: Any, values: Sequence[Value], shape: Shape) -
         return found if found.weight else flow.broadcast(found, shape)
 
     return _moved(scribe, values[0], move, eqn.invars[0].aval.shape)
+
+
+def tile(scribe: Scribe, eqn: Any, values: Sequence[Value], shape: Shape) -> Value:
+    """Repeated axes."""
+    before, one = tuple(eqn.invars[0].aval.shape), values[0]
+    if any(n not in (1, size) for n, size in zip(before, shape, strict=True)):
+        scribe.refuse(f"tile of {before}")
+    return one if isinstance(one, Expr) else _moved(scribe, one, lambda value: flow.broadcast(value, shape), before)
 
 
 def cut(scribe: Scribe, eqn: Any, values: Sequence[Value], _: Shape) -> Value:
@@ -101,6 +112,15 @@ def join(scribe: Scribe, eqn: Any, values: Sequence[Value], _: Shape) -> Value:
         return opaque("concatenate", values)
     given = [scribe.full(one, atom.aval.shape) for one, atom in zip(values, eqn.invars, strict=True)]
     return scribe.data(scribe.tracing.joined(given, eqn.params["dimension"]))
+
+
+def stack(scribe: Scribe, eqn: Any, values: Sequence[Value], _: Shape) -> Value:
+    """A concatenation along a new axis."""
+    if not any(isinstance(one, Data) for one in values):
+        return opaque("stack", values)
+    axis = eqn.params["axis"]
+    given = [flow.inserted(scribe.full(one, atom.aval.shape), axis) for one, atom in zip(values, eqn.invars, strict=True)]
+    return scribe.data(scribe.tracing.joined(given, axis))
 
 
 def pad(scribe: Scribe, eqn: Any, values: Sequence[Value], shape: Shape) -> Value:

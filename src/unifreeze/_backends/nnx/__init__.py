@@ -41,7 +41,7 @@ class NnxBackend(Backend):
                     swap.hold(layer.native, how, before)
             return Applied(model, undo.pop_all().close, Tools(model))
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
         """Follows the weights through the jaxpr of a call, of a copy in evaluation mode."""
         from .graph import trace
 

@@ -16,9 +16,9 @@ from .parts import raw
 from .swap import put
 
 
-def trace(model: nnx.Module, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None) -> Traced:
+def trace(model: nnx.Module, shape: Any, apply: Callable[..., Any] | None) -> Traced:
     """Traces a module that is called with an input, or with which ``apply`` computes."""
-    return Module(model, apply or (lambda module, *inputs: module(*inputs))).traced(shape)
+    return Module(model, apply or (lambda module, *inputs, **named: module(*inputs, **named))).traced(shape)
 
 
 class Module(Computation):
