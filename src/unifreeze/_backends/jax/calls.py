@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unifreeze.plugin import UnifreezeError
+
 Shape = tuple[int, ...]
 
 
@@ -52,7 +54,9 @@ def first_that_runs(shape: Any, run: Callable[[Call], Any], failed: Callable[[Ex
     for call in calls(shape):
         try:
             return call, run(call)
-        except (TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        except UnifreezeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything at a shape that it is not made for
             first = first or error
     assert first is not None
     raise failed(first) from first
