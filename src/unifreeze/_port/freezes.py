@@ -20,7 +20,7 @@ from .depth import unsettled
 from .report import Lone, Ported
 
 
-def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, partly: bool = False) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, partly: bool = False, apply: Any = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards. Layers that are held at inference in the source, such as
@@ -33,6 +33,7 @@ def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] 
         shape: As in ``correspond``.
         partly: Leaves trainable, and names in ``Ported.notes``, what is frozen in the source and has no certain partner, instead of refusing. Where the
             models part ways, the whole run of repeated layers is left, so that what is ported ends with the last stage that both have.
+        apply: As in ``correspond``, for models of JAX.
 
     Raises:
         CorrespondenceError: If something frozen has no partner or no certain one, if the freeze parts layers that no graph can tell apart, or if it covers a
@@ -46,7 +47,7 @@ def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] 
         ('0.weight', '0.bias')
     """
     wanted, tree, notes = _wanted(recipe, source)
-    found = correspond(_bare(source), _bare(target), shape=shape)
+    found = correspond(_bare(source), _bare(target), shape=shape, apply=apply)
     backend, other = read(target)
     carrier = _Carrier(found, wanted, tree, other, partly=partly)
     state = carrier.state()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
-from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Parameter, Request, Slots, hookimpl, named, role
+from unifreeze.plugin import Applied, Backend, Clue, Inputs, Layer, Parameter, Request, Slots, Traced, hookimpl, named, role
 from unifreeze.plugin import Shape as OutputShape
 
 from .clues import clues, values
@@ -36,6 +36,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     in_place = False
+    takes_apply = True
 
     def layers(self, model: Any) -> Layer:
         """Reads the containers that hold arrays as layers; linen's collections are laid over each other.
@@ -76,6 +77,16 @@ class JaxBackend(Backend):
     def slots(self, optimizer: str) -> Slots:
         """Those of optax."""
         return named(optimizer, SLOTS)
+
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of ``apply``.
+
+        Raises:
+            ArgumentError: If ``apply`` is not given.
+        """
+        from .graph import trace
+
+        return trace(model, self.layers, shape, apply)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves, so that it can be handed to jitted functions and ride in a train state."""

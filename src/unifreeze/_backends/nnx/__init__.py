@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
 from . import swap, tree
 from .optimizer import Tools
@@ -23,6 +23,7 @@ class NnxBackend(Backend):
     """Speaks for ``nnx.Module``."""
 
     name = "nnx"
+    takes_apply = True
 
     def layers(self, model: nnx.Module) -> Layer:
         """Reads the module and everything inside it."""
@@ -55,6 +56,12 @@ class NnxBackend(Backend):
     def slots(self, optimizer: str) -> Slots:
         """Those of optax."""
         return named(optimizer, SLOTS)
+
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of a call, of a copy in evaluation mode."""
+        from .graph import trace
+
+        return trace(model, shape, apply)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""
