@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -66,17 +67,18 @@ def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
     for _, theirs, setting, value, _ in found.differences:
         if setting in {"epsilon", "stride"}:
             setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
-    pool, conv = nn.functional.avg_pool2d, nn.functional.conv2d
-    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, **kw: pool(x, **kw, count_include_pad=False))
+    pool = nn.functional.avg_pool2d
+    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args, **(kw | {"count_include_pad": False})))
+    for module in modules.values():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2) and module.padding != (0, 0) and module.kernel_size[0] < 7:
+            monkeypatch.setattr(module, "_conv_forward", partial(padded_as_keras, module))
 
-    def padded(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, *rest: Any) -> Any:
-        half = padding[0]
-        if stride[0] == 2 and half and half == padding[1] and weight.shape[-1] < 7:
-            left = [half - (1 - size % 2) for size in (x.shape[-1], x.shape[-2])]
-            return conv(nn.functional.pad(x, (left[0], half, left[1], half)), weight, bias, stride, 0, *rest)
-        return conv(x, weight, bias, stride, padding, *rest)
 
-    monkeypatch.setattr(nn.functional, "conv2d", padded)
+def padded_as_keras(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+    """Keras pads an even input on one side less."""
+    half = conv.padding[0]
+    left = [half - (1 - size % 2) for size in (x.shape[-1], x.shape[-2])]
+    return nn.functional.conv2d(nn.functional.pad(x, (left[0], half, left[1], half)), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def keras_features(model: Any, x: Any) -> Any:
