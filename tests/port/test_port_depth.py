@@ -136,6 +136,44 @@ def test_rows_are_refused() -> None:
     assert all(p.requires_grad for p in theirs.parameters())
 
 
+class Apart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.qkv = nn.Linear(4, 4), nn.Linear(4, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("layers", ["q", "q | k", "~q", "v"])
+def test_a_freeze_that_covers_a_fused_parameter_by_halves_is_refused_and_nothing_has_changed(layers: str) -> None:
+    theirs = Fused()
+    freeze(theirs, "head")
+    before = untouched(theirs)
+    with pytest.raises(errors.CorrespondenceError, match="by halves"):
+        port({"steps": [{"freeze": layers}]}, Apart(), theirs, shape=(1, 3, 4))
+    assert untouched(theirs) == before
+
+
+def test_all_parts_of_a_fused_parameter_go_together_in_both_directions() -> None:
+    source, theirs = Apart(), Fused()
+    done = port({"steps": [{"freeze": "q | k | v"}]}, source, theirs, shape=(1, 3, 4))
+    assert frozen(theirs) == {"qkv"}
+    assert done.frozen == (60, 60)
+    assert port(None, theirs, source, shape=(1, 3, 4)).frozen == (60, 60)
+    assert frozen(source) == {"q", "k", "v"}
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "shallow", "deep", "layers", "expected"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 from unifreeze._backend import Request
 from unifreeze._freezing import Freezing, bring_about, label_of
@@ -94,6 +95,7 @@ class _Carrier:
         self.ours = {p.path: p for layer in tree.walk() for p in layer.parameters}
         self.theirs = {p.path: p for layer in other.walk() for p in layer.parameters}
         self.lone: list[Lone] = []
+        self._told: set[tuple[str, str, tuple[int, ...]]] = set()
         self.left: list[str] = []
         self.unused: list[str] = []
 
@@ -125,11 +127,17 @@ class _Carrier:
         states = self._states(ours)
         for role in sorted(ours.weights.keys() - theirs.weights.keys()):
             if states.get(role):
-                self.lone.append(Lone("source", ours.layer, theirs.layer, role, self.ours[ours.weights[role].path].size))
+                self._alone("source", ours, theirs, role)
         still = {path for path, on in self._statuses(ours, theirs) if on}
         for role in sorted(theirs.weights.keys() - ours.weights.keys()):
             if theirs.weights[role].path in still:
-                self.lone.append(Lone("target", ours.layer, theirs.layer, role, self.theirs[theirs.weights[role].path].size))
+                self._alone("target", ours, theirs, role)
+
+    def _alone(self, side: Literal["source", "target"], ours: Unit, theirs: Unit, role: str) -> None:
+        weight = (ours if side == "source" else theirs).weights[role]
+        if (side, weight.path, weight.take) not in self._told:
+            self._told.add((side, weight.path, weight.take))
+            self.lone.append(Lone(side, ours.layer, theirs.layer, role, prod(weight.seen)))
 
     def _certain_pairs(self) -> list[tuple[int, int]]:
         """The pairs to go by, once all that is frozen has one."""
