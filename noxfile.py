@@ -99,7 +99,7 @@ def _environment(backend: str) -> dict[str, str]:
 
 @nox.session(python=PYTHON)
 def port(session: nox.Session) -> None:
-    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process."""
+    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process; ``-- -m deep`` runs the long sweeps."""
     _install(session, ".", group="port")
     session.run("pytest", "tests/port", *session.posargs, env=_environment("keras-jax"))
 
@@ -180,7 +180,7 @@ def peers(session: nox.Session) -> None:
 def pairs(session: nox.Session) -> None:
     """Every pair of models that porting is shown for: certificate, proof by weights, seconds."""
     _install(session, ".", group="port")
-    _page(session, "benchmarks/pairs.py", Path("docs/porting/pairs.md"), _environment("keras-jax"))
+    _page(session, "benchmarks/pairs.py", Path("docs/porting/pairs.md"), _environment("keras-torch"))
 
 
 def _page(session: nox.Session, program: str, page: Path, env: dict[str, str]) -> None:

@@ -68,7 +68,7 @@ def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
         if setting in {"epsilon", "stride"}:
             setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
     pool = nn.functional.avg_pool2d
-    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args, **(kw | {"count_include_pad": False})))
+    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args[:4], **(kw | {"count_include_pad": False})))
     for module in modules.values():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2) and module.padding != (0, 0) and module.kernel_size[0] < 7:
             monkeypatch.setattr(module, "_conv_forward", partial(padded_as_keras, module))

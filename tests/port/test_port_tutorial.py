@@ -11,7 +11,6 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial_inception.md"
 
 
-@pytest.mark.deep
 def test_the_page_runs_and_its_figures_are_those_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     import torchvision_cpu  # noqa: F401
 
