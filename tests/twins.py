@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-#: Recipe by the name of its function, the torchvision twin, what the twin is built with, and the shape of the input.
+#: Recipe by its name in ``keras_recipes``: the phase that is checked most closely, the torchvision twin, what it is built with, and the shape of the input.
 TWINS = {
-    "guide": ("mobilenet_v2", {"num_classes": 1}, None),
-    "tutorial": ("mobilenet_v2", {"num_classes": 1}, None),
-    "inception": ("inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
-    "vgg_by_name": ("vgg16", {}, None),
-    "vgg_by_index": ("vgg16", {}, None),
-    "efficientnet": ("efficientnet_b0", {"num_classes": 10}, None),
-    "siamese": ("resnet50", {"num_classes": 256}, None),
-    "segmentation": ("resnet50", {}, None),
-    "first_by_index": ("mobilenet_v2", {}, None),
+    "1 transfer-learning guide": (0, "mobilenet_v2", {"num_classes": 1}, None),
+    "2 transfer-learning tutorial": (1, "mobilenet_v2", {"num_classes": 1}, None),
+    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
+    "4 Chollet, first edition": (1, "vgg16", {}, None),
+    "5 Chollet, second edition": (0, "vgg16", {}, None),
+    "6 EfficientNet fine-tuning": (1, "efficientnet_b0", {"num_classes": 10}, None),
+    "8 siamese network": (0, "resnet50", {}, None),
+    "14 segmentation_models": (0, "resnet50", {}, None),
+    "15 keras-yolo3": (0, "mobilenet_v2", {}, None),
+    "17 supervised contrastive learning": (0, "mobilenet_v2", {"num_classes": 10}, None),
+    "18 an outer flag": (0, "mobilenet_v2", {}, None),
 }
 
 
@@ -86,6 +88,9 @@ def keras_features(model: Any, x: Any) -> Any:
     inner = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
     pooled = next((layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D)), None)
     body = inner or (keras.Model(model.input, pooled.input) if pooled else model)
+    # An encoder with its own pooling, or a head that is flattened.
+    *_, last = [layer for layer in body.layers if len(getattr(layer, "output", x).shape) == 4]
+    body = keras.Model(body.input, last.output)
     return keras.ops.convert_to_numpy(body(x, training=False))
 
 

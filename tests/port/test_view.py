@@ -13,8 +13,8 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
-import keras_recipes
 import twins
+from keras_recipes import applications_page
 from unifreeze import errors, keras_view
 
 L = keras.layers
@@ -200,8 +200,8 @@ def test_the_flags_start_where_the_model_stands() -> None:
 
 @pytest.mark.deep
 def test_the_applications_page_freezes_the_side_that_it_freezes_in_keras() -> None:
-    theirs = keras_recipes.inception()
-    twin = keras_recipes.inception(do=False)
+    *_, theirs = applications_page()
+    twin = twins.thawed(next(applications_page()))
     model = twins.twin("inception_v3", init_weights=False, num_classes=200)
     view = keras_view(model, twin=twin, shape=(1, 75, 75, 3))
     for layer in view.layers[:249]:
