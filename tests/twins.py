@@ -34,7 +34,7 @@ def twin(name: str, **more: Any) -> nn.Module:
 
 
 def randomised(model: Any, seed: int = 0) -> Any:
-    """Every array that starts as zeros or ones gets values of its own, of a size that keeps activations near one."""
+    """Every array gets values of its own, such that activations stay of order one and the output depends on the input; inputs are not rescaled."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         name, shape = variable.path.rpartition("/")[2], variable.shape
@@ -42,6 +42,12 @@ def randomised(model: Any, seed: int = 0) -> Any:
             variable.assign(rng.uniform(0.8, 1.2, shape))
         elif name in {"beta", "bias", "moving_mean"}:
             variable.assign(rng.uniform(-0.1, 0.1, shape))
+        elif name.endswith("kernel") and len(shape) > 1:
+            fan = np.prod(shape[:2] if name.startswith("depthwise") or (len(shape) == 4 and shape[3] == 1) else shape[:-1])
+            variable.assign(rng.standard_normal(shape, dtype="float32") * np.float32(np.sqrt(2 / fan)))
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Rescaling):
+            layer.scale, layer.offset = 1.0, 0.0
     return model
 
 

@@ -75,6 +75,8 @@ def test_a_recipe_freezes_in_the_twin_what_it_freezes_in_keras_and_back(name: st
         twins.set_alike(theirs, done.correspondence, patched)
         got = twins.torch_features(theirs, twins.BODIES[architecture], x)
         assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+        # Which says something only where the output depends on the input.
+        assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()
     statistics_are_held(theirs, same, part, done)
 
     # And back, to the same model with all flags up.
