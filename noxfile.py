@@ -104,7 +104,7 @@ def _environment(backend: str) -> dict[str, str]:
 
 @nox.session(python=PYTHON)
 def port(session: nox.Session) -> None:
-    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process."""
+    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process; ``-- -m deep`` runs the long sweeps."""
     _install(session, ".", group="port")
     session.run("pytest", "tests/port", *session.posargs, env=_environment("keras-jax"))
 
@@ -199,6 +199,13 @@ def peers(session: nox.Session) -> None:
     """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen."""
     _install(session, ".", group="peers")
     _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
+
+
+@nox.session(python=PYTHON)
+def pairs(session: nox.Session) -> None:
+    """Every pair of models that porting is shown for: certificate, proof by weights, seconds."""
+    _install(session, ".", group="port")
+    _page(session, "benchmarks/pairs.py", Path("docs/porting/pairs.md"), _environment("keras-torch"))
 
 
 def _page(session: nox.Session, program: str, page: Path, env: dict[str, str], *arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,17 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-#: Recipe by the name of its function, the torchvision twin, what the twin is built with, and the shape of the input.
+#: Recipe by its name in ``keras_recipes``: the phase that is checked most closely, the torchvision twin, what it is built with, and the shape of the input.
 TWINS = {
-    "guide": ("mobilenet_v2", {"num_classes": 1}, None),
-    "tutorial": ("mobilenet_v2", {"num_classes": 1}, None),
-    "inception": ("inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
-    "vgg_by_name": ("vgg16", {}, None),
-    "vgg_by_index": ("vgg16", {}, None),
-    "efficientnet": ("efficientnet_b0", {"num_classes": 10}, None),
-    "siamese": ("resnet50", {"num_classes": 256}, None),
-    "segmentation": ("resnet50", {}, None),
-    "first_by_index": ("mobilenet_v2", {}, None),
+    "1 transfer-learning guide": (0, "mobilenet_v2", {"num_classes": 1}, None),
+    "2 transfer-learning tutorial": (1, "mobilenet_v2", {"num_classes": 1}, None),
+    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
+    "4 Chollet, first edition": (1, "vgg16", {}, None),
+    "5 Chollet, second edition": (0, "vgg16", {}, None),
+    "6 EfficientNet fine-tuning": (1, "efficientnet_b0", {"num_classes": 10}, None),
+    "8 siamese network": (0, "resnet50", {}, None),
+    "14 segmentation_models": (0, "resnet50", {}, None),
+    "15 keras-yolo3": (0, "mobilenet_v2", {}, None),
+    "17 supervised contrastive learning": (0, "mobilenet_v2", {"num_classes": 10}, None),
+    "18 an outer flag": (0, "mobilenet_v2", {}, None),
 }
 
 
@@ -31,7 +34,7 @@ def twin(name: str, **more: Any) -> nn.Module:
 
 
 def randomised(model: Any, seed: int = 0) -> Any:
-    """Every array that starts as zeros or ones gets values of its own, of a size that keeps activations near one."""
+    """Every array gets values of its own, such that activations stay of order one and the output depends on the input; inputs are not rescaled."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         name, shape = variable.path.rpartition("/")[2], variable.shape
@@ -39,6 +42,12 @@ def randomised(model: Any, seed: int = 0) -> Any:
             variable.assign(rng.uniform(0.8, 1.2, shape))
         elif name in {"beta", "bias", "moving_mean"}:
             variable.assign(rng.uniform(-0.1, 0.1, shape))
+        elif name.endswith("kernel") and len(shape) > 1:
+            fan = np.prod(shape[:2] if name.startswith("depthwise") or (len(shape) == 4 and shape[3] == 1) else shape[:-1])
+            variable.assign(rng.standard_normal(shape, dtype="float32") * np.float32(np.sqrt(2 / fan)))
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Rescaling):
+            layer.scale, layer.offset = 1.0, 0.0
     return model
 
 
@@ -66,17 +75,18 @@ def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
     for _, theirs, setting, value, _ in found.differences:
         if setting in {"epsilon", "stride"}:
             setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
-    pool, conv = nn.functional.avg_pool2d, nn.functional.conv2d
-    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, **kw: pool(x, **kw, count_include_pad=False))
+    pool = nn.functional.avg_pool2d
+    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args[:4], **(kw | {"count_include_pad": False})))
+    for module in modules.values():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2) and module.padding != (0, 0) and module.kernel_size[0] < 7:
+            monkeypatch.setattr(module, "_conv_forward", partial(padded_as_keras, module))
 
-    def padded(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, *rest: Any) -> Any:
-        half = padding[0]
-        if stride[0] == 2 and half and half == padding[1] and weight.shape[-1] < 7:
-            left = [half - (1 - size % 2) for size in (x.shape[-1], x.shape[-2])]
-            return conv(nn.functional.pad(x, (left[0], half, left[1], half)), weight, bias, stride, 0, *rest)
-        return conv(x, weight, bias, stride, padding, *rest)
 
-    monkeypatch.setattr(nn.functional, "conv2d", padded)
+def padded_as_keras(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+    """Keras pads an even input on one side less."""
+    half = conv.padding[0]
+    left = [half - (1 - size % 2) for size in (x.shape[-1], x.shape[-2])]
+    return nn.functional.conv2d(nn.functional.pad(x, (left[0], half, left[1], half)), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def keras_features(model: Any, x: Any) -> Any:
@@ -84,6 +94,9 @@ def keras_features(model: Any, x: Any) -> Any:
     inner = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
     pooled = next((layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D)), None)
     body = inner or (keras.Model(model.input, pooled.input) if pooled else model)
+    # An encoder with its own pooling, or a head that is flattened.
+    *_, last = [layer for layer in body.layers if len(getattr(layer, "output", x).shape) == 4]
+    body = keras.Model(body.input, last.output)
     return keras.ops.convert_to_numpy(body(x, training=False))
 
 

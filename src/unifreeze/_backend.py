@@ -69,11 +69,13 @@ class Backend(ABC):
         in_place: Whether ``apply`` changes the model itself, so that ``layers`` shows what is frozen. Where a model can't carry any state
             (a pytree), set it to ``False``: ``layers`` then reports every parameter as trainable, and the ``Freezing`` carries the state.
         has_flags: Whether the model shows what its users froze by hand. Where they say it elsewhere (in a filter), ``audit`` goes by ``trainable=``.
+        takes_apply: Whether a model may need, or take, a function that says how to compute with it, when it is traced.
     """
 
     name: str
     in_place: bool = True
     has_flags: bool = True
+    takes_apply: bool = False
 
     @abstractmethod
     def layers(self, model: Any) -> Layer:
@@ -168,12 +170,13 @@ class Backend(ABC):
         """What a record shall keep beside statuses, by parameter path: numbers and texts that training needs and a saved model loses. None by default."""
         return {}
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None) -> Traced:  # noqa: ARG002 - for those who override it
+    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:  # noqa: ARG002 - for those who override it
         """Traces the model's weighted dataflow, for ``unifreeze.correspond``. Optional; nothing else needs it.
 
         Args:
             model: The model.
             shape: The shape of its input, channels last, or ``None`` where the caller does not know it.
+            apply: How the caller computes the outputs, ``apply(model, x)``; given only if ``takes_apply`` is true.
 
         Raises:
             BackendError: If the model has an operation that can't be traced; by default, always.

@@ -402,6 +402,12 @@ def read(value: Value, axes: Sequence[int]) -> tuple[frozenset[Flow], tuple[Key,
     return frozenset(_read(flow, order, value.digits) for flow in value.flows), order
 
 
+def own_axes(value: Value) -> list[int]:
+    """The axes along which the channels of its sources lie."""
+    keys = {key for flow in value.flows for key in flow.channel or ()}
+    return [axis for axis, digits in enumerate(value.axes) if keys & {key for key, _ in digits}]
+
+
 def _order(flow: Flow) -> tuple[int, tuple[Key, ...]]:
     return flow.unit, flow.channel or ()
 

@@ -188,17 +188,32 @@ class Recipe:
         target.write_text(self.to_yaml() if target.suffix in {".yaml", ".yml"} else self.to_json() + "\n", encoding="utf-8")
 
     def to_python(self) -> str:
-        """Returns the steps as the calls that they are, for a model with nothing frozen.
+        """Returns the steps as the calls that they are, for a model with nothing frozen; each phase is a function, to be called when its time comes.
 
-        >>> print(Recipe.read({"steps": [{"freeze": "**"}, {"unfreeze": "**", "params": "bias"}]}).to_python())
+        >>> recipe = Recipe.read({"steps": [{"freeze": "~head"}], "phases": [{"epoch": 3, "steps": [{"unfreeze": "body", "params": "bias"}]}]})
+        >>> print(recipe.to_python())
         from unifreeze import freeze, unfreeze
         <BLANKLINE>
-        freezing = freeze(model, layers='**')
-        freezing = unfreeze(freezing, layers='**', params='bias')
+        freezing = freeze(model, layers='~head')
+        <BLANKLINE>
+        <BLANKLINE>
+        def from_epoch_3(freezing):
+            freezing = unfreeze(freezing, layers='body', params='bias')
+            return freezing
         """
-        verbs = ", ".join(sorted({step.do for step in self.steps}))
-        lines = [f"freezing = {step.do}({'freezing' if i else 'model'}, {_arguments(step)})" for i, step in enumerate(self.steps)]
-        return "\n".join([f"from unifreeze import {verbs}", "", *lines])
+        verbs = ", ".join(sorted({step.do for step in (*self.steps, *(step for phase in self.phases for step in phase.steps))}))
+        calls = [_call(step, "freezing" if i else "model") for i, step in enumerate(self.steps)]
+        return "\n".join([f"from unifreeze import {verbs}", "", *calls, *(line for phase in self.phases for line in _function(phase))])
+
+
+def _call(step: Step, subject: str) -> str:
+    return f"freezing = {step.do}({subject}, {_arguments(step)})"
+
+
+def _function(phase: Phase) -> list[str]:
+    moment = f"epoch_{phase.epoch}" if phase.epoch is not None else f"step_{phase.step}"
+    rates = [f"    # learning rate of {layers!r}: {rate} times the base rate" for layers, rate in phase.learning_rate.items()]
+    return ["", "", f"def from_{moment}(freezing):", *(f"    {_call(step, 'freezing')}" for step in phase.steps), *rates, "    return freezing"]
 
 
 def _arguments(step: Step) -> str:

@@ -12,14 +12,18 @@ from ._flow import (
     Key,
     Value,
     broadcast,
+    constant,
     contracted,
     digest,
     fresh,
     joined,
     merged_values,
+    own_axes,
+    padded,
     products,
     read,
     reshaped,
+    resized,
     split,
 )
 from ._folding import Recorded, folded
@@ -177,10 +181,10 @@ class Tracing:
             if vector.computed:
                 raise self.refusal(f"A {kind} whose {role} is computed from {vector.weight}")
             x, shaped, _ = paired(x, axes, reshaped(vector, [x.shape[axis] for axis in axes]), range(len(axes)))
-        flows, order = read(x, axes)
+        flows, order = read(x, axes or own_axes(x))
         for role, vector in given.items():
             _, shaped, pairs = paired(x, axes, reshaped(vector, [x.shape[axis] for axis in axes]), range(len(axes)))
-            weights[role] = laid_out(shaped, (), [], keys=[pairs[key] for key in order])
+            weights[role] = laid_out(shaped, (), [], keys=[pairs[key] for key in order] if axes else [])
         place = self.unit(kind, flows, next(iter(weights.values())).seen, weights, **settings)
         return output(place, x.axes, order)
 
@@ -225,12 +229,14 @@ class Tracing:
             return merged_values(word, one, other)
         if one.flows or other.flows:
             data, rest = (one, other) if one.flows else (other, one)
-            return self._with_parameter(word, data, rest, first=data is one) if rest.weight else merged_values("", data, rest)
+            if rest.weight:
+                return self._with_parameter(word, data, rest, first=data is one)
+            return broadcast(data, _together(data.shape, rest.shape))
         if one.weight and other.weight:
             return replace(one, weight=f"{one.weight} and {other.weight}", computed=True)
         weight, rest = (one, other) if one.weight else (other, one)
         if not weight.weight:
-            return replace(merged_values("", one, other), flows=frozenset())
+            return constant(_together(one.shape, other.shape))
         if weight.shape != rest.shape and prod(rest.shape) > 1 and len(rest.shape) >= len(weight.shape):
             raise self.refusal(f"{weight.weight} with a constant of another shape")
         return replace(weight, computed=True)
@@ -242,7 +248,7 @@ class Tracing:
         rank = max(len(x.axes), len(weight.axes))
         x, weight = (replace(value, axes=((),) * (rank - len(value.axes)) + value.axes) for value in (x, weight))
         along = [axis for axis, size in enumerate(weight.shape) if size > 1]
-        own = _own_axes(x)
+        own = own_axes(x)
         if kind and along and set(along) <= set(own):
             return self.channelwise(kind, x, along, {kind: weight})
         if kind and not along:
@@ -268,6 +274,16 @@ class Tracing:
         like = next((value for value in values if value.flows), None)
         return joined([self.table(value, like) if value.weight else value for value in values], axis)
 
+    def padded(self, value: Value, axis: int, before: int, after: int) -> Value:
+        """The value with constants on both sides of an axis; negative numbers cut off."""
+        if not (before or after):
+            return value
+        if axis in own_axes(value) and min(before, after) >= 0:
+            return padded(value, axis, before, after)
+        if value.weight:
+            raise self.refusal(f"A pad of {value.weight}")
+        return resized(value, [size + (before + after) * (place == axis) for place, size in enumerate(value.shape)])
+
     def attention(self, query: Value, key: Value, value: Value) -> Value:
         """Scaled dot-product attention of (…, positions, channels)."""
         batch = "abcdefgh"[: len(query.axes) - 2]
@@ -276,24 +292,24 @@ class Tracing:
 
     def finish(self, outputs: Sequence[Value], inputs: tuple[tuple[int, ...], ...] = ()) -> Graph:
         """The graph of all units: biases folded into what they belong to, and fused projections parted."""
-        ends = [read(value, _own_axes(value))[0] for value in outputs]
+        ends = [read(value, own_axes(value))[0] for value in outputs]
         return folded(self.units, ends, inputs)
+
+
+def _together(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    rank = max(len(one), len(other))
+    pairs = zip((1,) * (rank - len(one)) + tuple(one), (1,) * (rank - len(other)) + tuple(other), strict=True)
+    return [b if a == 1 else a for a, b in pairs]
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1) or (1,)
 
 
-def _own_axes(value: Value) -> list[int]:
-    """The axes along which the channels of its sources lie."""
-    keys = {key for flow in value.flows for key in flow.channel or ()}
-    return [axis for axis, digits in enumerate(value.axes) if keys & {key for key, _ in digits}]
-
-
 def _channel_axis(weight: Value, like: Value | None) -> int | None:
     seen = [axis for axis, digits in enumerate(weight.axes) if digits]
     if like is not None:
-        behind = {axis - len(like.axes) for axis in _own_axes(like)}
+        behind = {axis - len(like.axes) for axis in own_axes(like)}
         shared = [axis for axis in seen if axis - len(weight.axes) in behind]
         seen = shared or seen
     return seen[-1] if seen else None

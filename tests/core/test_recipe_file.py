@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,25 +82,100 @@ def build() -> toynet.Layer:
     return ToynetKit().reference()
 
 
-def frozen() -> toynet.Layer:
+def frozen(part: str = "stem") -> toynet.Layer:
     model = build()
-    freeze(model, "stem")
+    freeze(model, part)
     return model
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom unifreeze.cli import main\nmain()"
-    return subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True, env={"COLUMNS": "160", "NO_COLOR": "1"})
+    env = {"COLUMNS": "160", "NO_COLOR": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    return subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True, env=env)
 
 
 def test_at_the_prompt(tmp_path: Path) -> None:
     file = str(tmp_path / "stem.yaml")
-    done = _run("recipe", "record", "test_recipe_file:frozen", "--out", file)
+    done = _run("recipe", "record", "test_recipe_file:frozen", "--output", file)
     assert done.returncode == 0, done.stderr
     assert "freeze(model, layers='stem')" in _run("recipe", "show", file).stdout
     assert "4 of 16 parameters frozen" in _run("recipe", "check", file, "test_recipe_file:build").stdout
     assert "frozen" in _run("recipe", "apply", file, "test_recipe_file:build").stdout
-    for arguments in (("check", file, "test_recipe_file:nobody"), ("check", file, "nocolon"), ("check", str(tmp_path / "none.yaml"))):
-        done = _run("recipe", *arguments)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+    done = _run("recipe", "record", "test_recipe_file:frozen", "--arg", "part=head")
+    assert [step.layers for step in Recipe.read(done.stdout).steps] == ["head"]
+
+
+BUILD = "test_recipe_file:build"
+PORT = ("port", "--source", BUILD, "--target", BUILD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "FILE", "test_recipe_file:nobody"), "can't be found"),
+        (("check", "none.yaml"), "can't be read as a recipe"),
+        (("record", BUILD), "Nothing is frozen"),
+        ((*PORT, "FILE", "--shape", "big"), "--shape big is no shape"),
+        ((*PORT, "FILE"), "can't trace"),
+    ],
+)
+def test_what_is_wrong_at_the_prompt_is_a_sentence_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    file = tmp_path / "stem.json"
+    file.write_text('{"steps": [{"freeze": "stem"}]}')
+    done = _run("recipe", *(str(file) if word == "FILE" else word for word in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place"),
+    [
+        ({"steps": []}, "^A recipe is an object with a list of steps"),
+        ({"steps": [{"freeze": "a", "unfreeze": "b"}]}, r"^steps\[0\]: a step says either freeze or unfreeze"),
+        ({"steps": [{"freeze": "a", "param": "bias"}]}, r"(?s)^steps\[0\].param: unknown key.*did you mean 'params'"),
+        ({"steps": [{"freeze": "a", "inference": "nrom"}]}, r"(?s)^steps\[0\].inference: .*did you mean 'norm'"),
+        ({"steps": [{"freeze": 3}]}, r"^steps\[0\].freeze: layers are the text form"),
+        ({"steps": [{"do": "freez", "layers": "a"}]}, r"(?s)^steps\[0\].do: 'freez' is no step.*did you mean 'freeze'"),
+        ({"step": [], "steps": [{"freeze": "a"}]}, "(?s)^step: unknown key.*did you mean 'steps'"),
+        ({"version": True, "steps": [{"freeze": "a"}]}, "^version: True"),
+        ({"steps": [{"freeze": "a"}], "phases": {}}, "^phases: Expected `array`"),
+        ({"steps": [{"freeze": "a"}], "phases": [{"epoch": -1}]}, r"^phases\[0\]: A phase begins"),
+        ({"steps": [{"freeze": "a"}], "phases": [{"epoch": 1.5}]}, r"^phases\[0\]: A phase begins"),
+        ({"steps": [{"freeze": "a"}], "phases": [{"epoch": 1, "learning_rate": {"kind:dens": 1}}]}, r"^phases\[0\].learning_rate: unknown kind 'dens'"),
+        ({"steps": [{"freeze": "a"}], "phases": [{"epoch": 1, "learning_rate": {"a": float("nan")}}]}, r"^phases\[0\]: learning_rate"),
+        ({"steps": [{"freeze": "a"}], "phases": [{"epoch": 1, "epoc": 2}]}, r"(?s)^phases\[0\].epoc: unknown key.*did you mean 'epoch'"),
+    ],
+)
+def test_a_dictionary_is_read_as_strictly_as_a_file(recipe: dict[str, object], place: str) -> None:
+    with pytest.raises(RecipeError, match=place):
+        Recipe.read(recipe)
+
+
+def test_a_file_that_is_too_large_is_not_read_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
+    large = tmp_path / "large.json"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: reading it would take all memory there is
+    with pytest.raises(RecipeError, match="larger than a recipe may be"):
+        Recipe.read(large)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00steps")
+    with pytest.raises(RecipeError, match="can't be read"):
+        Recipe.read(tmp_path / "binary.yaml")
+    with pytest.raises(RecipeError, match="is no recipe"):
+        Recipe.read(str(large))
+
+
+def test_an_alias_bomb_is_refused_at_once() -> None:
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))
+    with pytest.raises(RecipeError, match="aliases"):
+        Recipe.read(bomb + "steps: *j\n")
+
+
+def test_the_calls_of_a_phase_wait_in_a_function() -> None:
+    told = PHASED.to_python()
+    assert "# learning rate of 'body': 0.1 times the base rate" in told
+    scope: dict[str, object] = {"model": ToynetKit().reference()}
+    exec(told, scope)
+    assert set(scope["freezing"].trainable) == {"head.kernel", "head.bias"}  # type: ignore[attr-defined]
+    later = scope["from_epoch_3"](scope["freezing"])  # type: ignore[operator]
+    assert {path.partition(".")[0] for path in later.trainable} == {"head", "body"}

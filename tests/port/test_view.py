@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import keras
 import numpy as np
+import optax
 import pytest
 import torch
+from flax import linen, nnx
 from torch import nn
 
-import keras_recipes
 import twins
+from keras_recipes import applications_page
 from unifreeze import errors, keras_view
 
 L = keras.layers
@@ -197,8 +200,8 @@ def test_the_flags_start_where_the_model_stands() -> None:
 
 @pytest.mark.deep
 def test_the_applications_page_freezes_the_side_that_it_freezes_in_keras() -> None:
-    theirs = keras_recipes.inception()
-    twin = keras_recipes.inception(do=False)
+    *_, theirs = applications_page()
+    twin = twins.thawed(next(applications_page()))
     model = twins.twin("inception_v3", init_weights=False, num_classes=200)
     view = keras_view(model, twin=twin, shape=(1, 75, 75, 3))
     for layer in view.layers[:249]:
@@ -219,3 +222,60 @@ def test_the_applications_page_freezes_the_side_that_it_freezes_in_keras() -> No
     assert len(held) == sum(isinstance(layer, L.BatchNormalization) and not layer.trainable for layer in theirs.layers)
     view.freezing.undo()
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Linen(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any, train: bool = True) -> Any:
+        x = linen.relu(linen.BatchNorm(use_running_average=not train, name="b")(linen.Conv(4, (3, 3), padding="VALID", name="a")(x)))
+        return linen.Dense(2, name="d")(linen.Conv(5, (3, 3), padding="VALID", name="c")(x).mean((1, 2)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.a, self.b = nnx.Conv(3, 4, (3, 3), padding="VALID", rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.c, self.d = nnx.Conv(4, 5, (3, 3), padding="VALID", rngs=rngs), nnx.Linear(5, 2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.d(self.c(nnx.relu(self.b(self.a(x)))).mean((1, 2)))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 9, 9, 3)).astype("float32")
+
+
+def looped(view: Any) -> Any:
+    for layer in view.layers[:2]:
+        layer.trainable = False
+    return view.freezing
+
+
+def test_a_loop_on_an_nnx_model() -> None:
+    model = Nnx()
+    freezing = looped(keras_view(model, twin=small()))
+    arrays = lambda: {".".join(map(str, path)): np.asarray(leaf.get_value()).tobytes() for path, leaf in nnx.to_flat_state(nnx.state(model))}  # noqa: E731
+    before = arrays()
+    optimizer = nnx.Optimizer(model, optax.adamw(0.1), wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda m: (m(IMAGES) ** 2).mean())(model))
+    after = arrays()
+    assert {path for path in before if before[path] != after[path]} == {"c.kernel", "c.bias", "d.kernel", "d.bias"}
+    freezing.verify()
+
+
+def test_a_loop_on_the_variables_of_a_linen_module() -> None:
+    module = Linen()
+    variables = module.init(jax.random.key(0), IMAGES)
+    view = keras_view(variables, twin=small(), apply=lambda v, x: module.apply(v, x, train=False))
+    f = looped(view)
+    assert [layer.trainable for layer in view.layers] == [False, False, True, True, True]
+    tx = f.optimizer(optax.adamw(0.1))
+    _, grads = f.value_and_grad(lambda v: (module.apply(v, IMAGES, train=False) ** 2).mean())(variables)
+    updates, _ = tx.update(grads, tx.init(variables), variables)
+    new = f.apply_updates(variables, updates)
+    moved = {jax.tree_util.keystr(path) for (path, a), b in zip(jax.tree.leaves_with_path(variables), jax.tree.leaves(new), strict=True) if (a != b).any()}
+    assert moved == {f"['params']['{layer}']['{what}']" for layer in "cd" for what in ("kernel", "bias")}
+    f.verify(new)
+    # From a Freezing it goes on where that stands.
+    again = keras_view(f, twin=small(), apply=lambda v, x: module.apply(v, x, train=False))
+    again.get_layer("base").get_layer("norm").trainable = True
+    assert {path.split(".")[0] for path in again.freezing.frozen} == {"a"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from unifreeze._backend import Backend
 from unifreeze._graph import Traced
 from unifreeze._manager import backend_of
 from unifreeze._tree import Layer
@@ -68,21 +70,31 @@ class Correspondence:
         return f"<Correspondence: {self.certificate}, {len(self.pairs)} pairs of layers{more}>"
 
 
-def correspond(source: object, target: object, *, shape: tuple[int, ...] | None = None) -> Correspondence:
+Apply = Callable[..., Any]
+
+
+def correspond(
+    source: object, target: object, *, shape: tuple[int, ...] | None = None, apply: Apply | tuple[Apply | None, Apply | None] | None = None
+) -> Correspondence:
     """Finds out which layer of one model is which of another, in whatever framework, by the dataflow of both; names play no part.
 
     Both models are traced in inference, without computing anything. Neither is changed.
 
     Args:
-        source: A model whose backend can trace: Keras functional and sequential models, PyTorch modules that take one tensor.
+        source: A model whose backend can trace: Keras functional and sequential models, PyTorch modules that take one tensor, nnx and equinox modules,
+            and trees of arrays (linen variables, haiku parameters).
         target: Another.
         shape: The shape of the input, channels last, such as ``(1, 224, 224, 3)``. Not needed where a Keras model says it.
+        apply: How a model of JAX computes its outputs from an input with channels last, ``apply(model, x)``: needed for a tree of arrays, which does not say
+            it, as in ``apply=lambda variables, x: module.apply(variables, x, train=False)``; for a module, its own call if not given. If both models are of
+            JAX, a pair: ``apply=(f, g)``, with ``None`` for a module's own call.
 
     Raises:
         CorrespondenceError: If not even the first layers are the same; the message names them.
         BackendError: If one of the models does something that can't be traced.
+        ArgumentError: If ``apply`` is missing, or fits none of the models, or could be meant for either.
     """
-    traced, trees = _trace(source, target, shape)
+    traced, trees = _trace(source, target, shape, apply)
     found = match(traced[0].graph, traced[1].graph)
     divergence = _divergence(traced, found)
     if not found.certificate:
@@ -103,18 +115,38 @@ def correspond(source: object, target: object, *, shape: tuple[int, ...] | None 
     )
 
 
-def _trace(source: object, target: object, shape: tuple[int, ...] | None) -> tuple[tuple[Traced, Traced], tuple[Layer, Layer]]:
+def _trace(source: object, target: object, shape: tuple[int, ...] | None, apply: Any) -> tuple[tuple[Traced, Traced], tuple[Layer, Layer]]:
     if shape is not None and not (isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)):
         raise ArgumentError(f"shape={shape!r} is no shape.\n  It reads like (1, 224, 224, 3): the batch first, channels last.")
     models = (source, target)
     backends = tuple(map(backend_of, models))
     trees = tuple(backend.layers(model) for backend, model in zip(backends, models, strict=True))
+    applied = _applied(backends, apply)
     found: dict[int, Traced] = {}
     # Keras says the shape of its input, and PyTorch needs to be told.
     for side in (0, 1) if backends[0].name == "keras" else (1, 0):
-        found[side] = backends[side].graph(models[side], shape)
+        found[side] = backends[side].graph(models[side], shape, applied[side])
         shape = shape or (found[side].graph.inputs[0] if found[side].graph.inputs else None)
     return (found[0], found[1]), (trees[0], trees[1])
+
+
+def _applied(backends: tuple[Backend, ...], apply: Any) -> tuple[Apply | None, Apply | None]:
+    """Which function is whose."""
+    able = [backend.takes_apply for backend in backends]
+    names = " and ".join(backend.name for backend in backends)
+    if apply is None or isinstance(apply, tuple):
+        pair = (None, None) if apply is None else apply
+        if len(pair) != 2 or any(one is not None and not callable(one) for one in pair):
+            raise ArgumentError(
+                f"apply={apply!r} is neither a function nor a pair of them.\n  It reads like apply=lambda variables, x: module.apply(variables, x)."
+            )
+        if any(one is not None and not takes for one, takes in zip(pair, able, strict=True)):
+            raise ArgumentError(f"apply= is for models of JAX; others say themselves what they compute.\n  these: {names}")
+        return pair[0], pair[1]
+    if not callable(apply) or sum(able) != 1:
+        facts = f"it could be meant for either of two models ({names})" if sum(able) == 2 else f"these models ({names}) say themselves what they compute"
+        raise ArgumentError(f"apply={apply!r}: {facts if callable(apply) else 'it is no function'}.\n  For two models of JAX, give a pair: apply=(f, g).")
+    return (apply, None) if able[0] else (None, apply)
 
 
 def _divergence(traced: tuple[Traced, Traced], found: Match) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 from unifreeze._backend import Request
 from unifreeze._freezing import Freezing, bring_about, label_of
-from unifreeze._graph import Unit
+from unifreeze._graph import Unit, Weight
 from unifreeze._manager import read
 from unifreeze._recipe import Recipe
 from unifreeze._recording import wish_for
@@ -20,7 +21,7 @@ from .depth import unsettled
 from .report import Lone, Ported
 
 
-def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, partly: bool = False) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, partly: bool = False, apply: Any = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards. Layers that are held at inference in the source, such as
@@ -33,6 +34,7 @@ def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] 
         shape: As in ``correspond``.
         partly: Leaves trainable, and names in ``Ported.notes``, what is frozen in the source and has no certain partner, instead of refusing. Where the
             models part ways, the whole run of repeated layers is left, so that what is ported ends with the last stage that both have.
+        apply: As in ``correspond``, for models of JAX.
 
     Raises:
         CorrespondenceError: If something frozen has no partner or no certain one, if the freeze parts layers that no graph can tell apart, or if it covers a
@@ -46,7 +48,7 @@ def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] 
         ('0.weight', '0.bias')
     """
     wanted, tree, notes = _wanted(recipe, source)
-    found = correspond(_bare(source), _bare(target), shape=shape)
+    found = correspond(_bare(source), _bare(target), shape=shape, apply=apply)
     backend, other = read(target)
     carrier = _Carrier(found, wanted, tree, other, partly=partly)
     state = carrier.state()
@@ -93,6 +95,7 @@ class _Carrier:
         self.ours = {p.path: p for layer in tree.walk() for p in layer.parameters}
         self.theirs = {p.path: p for layer in other.walk() for p in layer.parameters}
         self.lone: list[Lone] = []
+        self._told: set[tuple[str, str, tuple[int, ...]]] = set()
         self.left: list[str] = []
         self.unused: list[str] = []
 
@@ -100,21 +103,20 @@ class _Carrier:
         """The state that the target shall be in."""
         self._refuse_torn_groups()
         pairs = self._certain_pairs()
-        votes: dict[str, dict[bool, str]] = {}
+        votes: dict[str, list[tuple[Weight, bool, str]]] = {}
         for a, b in pairs:
             self._compare(self.units[0][a], self.units[1][b])
-            for path, still in self._statuses(self.units[0][a], self.units[1][b]):
-                votes.setdefault(path, {}).setdefault(still, self.units[0][a].layer)
-        _refuse_halves(votes)
-        frozen = {path for path, asked in votes.items() if True in asked} | {path for path, p in self.theirs.items() if p.untrainable}
+            for weight, still in self._statuses(self.units[0][a], self.units[1][b]):
+                votes.setdefault(weight.path, []).append((weight, still, self.units[0][a].layer))
+        frozen = {path for path, given in votes.items() if _agreed(path, given)} | {path for path, p in self.theirs.items() if p.untrainable}
         arrays = {id(self.theirs[path].array) for path in frozen}
         return State(frozenset(path for path, p in self.theirs.items() if id(p.array) in arrays), self._held(pairs))
 
-    def _statuses(self, ours: Unit, theirs: Unit) -> Iterator[tuple[str, bool]]:
+    def _statuses(self, ours: Unit, theirs: Unit) -> Iterator[tuple[Weight, bool]]:
         """For each parameter of the target's unit, whether it is to be frozen: as its like, and one without a like as the layer is altogether."""
         states = self._states(ours)
         whole = all(states.values()) if states else ours.layer in self.wanted.inference
-        yield from ((weight.path, states.get(role, whole)) for role, weight in theirs.weights.items() if weight.path in self.theirs)
+        yield from ((weight, states.get(role, whole)) for role, weight in theirs.weights.items() if weight.path in self.theirs)
 
     def _states(self, unit: Unit) -> dict[str, bool]:
         return {role: weight.path in self.wanted.frozen for role, weight in unit.weights.items() if weight.path in self.ours}
@@ -124,11 +126,17 @@ class _Carrier:
         states = self._states(ours)
         for role in sorted(ours.weights.keys() - theirs.weights.keys()):
             if states.get(role):
-                self.lone.append(Lone("source", ours.layer, theirs.layer, role, self.ours[ours.weights[role].path].size))
-        still = {path for path, on in self._statuses(ours, theirs) if on}
+                self._alone("source", ours, theirs, role)
+        still = {weight.path for weight, on in self._statuses(ours, theirs) if on}
         for role in sorted(theirs.weights.keys() - ours.weights.keys()):
             if theirs.weights[role].path in still:
-                self.lone.append(Lone("target", ours.layer, theirs.layer, role, self.theirs[theirs.weights[role].path].size))
+                self._alone("target", ours, theirs, role)
+
+    def _alone(self, side: Literal["source", "target"], ours: Unit, theirs: Unit, role: str) -> None:
+        weight = (ours if side == "source" else theirs).weights[role]
+        if (side, weight.path, weight.take) not in self._told:
+            self._told.add((side, weight.path, weight.take))
+            self.lone.append(Lone(side, ours.layer, theirs.layer, role, prod(weight.seen)))
 
     def _certain_pairs(self) -> list[tuple[int, int]]:
         """The pairs to go by, once all that is frozen has one."""
@@ -195,13 +203,18 @@ class _Carrier:
             yield f"{len(loose)} layers without weights, such as {loose[0]}, run as at inference in the source; in the target they follow the model's mode"
 
 
-def _refuse_halves(votes: dict[str, dict[bool, str]]) -> None:
-    for path, asked in votes.items():
-        if len(asked) > 1:
-            raise CorrespondenceError(
-                f"{path} is one parameter of the target and several of the source, and the freeze covers it by halves.\n"
-                f"  {asked[True]} is frozen, {asked[False]} is trainable\n  Freeze all of them or none."
-            )
+def _agreed(path: str, votes: list[tuple[Weight, bool, str]]) -> bool:
+    """Whether a parameter of the target is to be frozen; where several of the source lie fused in it, all of them must say so."""
+    frozen, rest = ([layer for _, still, layer in votes if still == side] for side in (True, False))
+    taken = {place for weight, _, _ in votes for place in weight.take}
+    if votes[0][0].take and len(taken) < votes[0][0].shape[-1]:
+        rest.append("a part without a partner")
+    if frozen and rest:
+        raise CorrespondenceError(
+            f"{path} is one parameter of the target and several of the source, and the freeze covers it by halves.\n"
+            f"  {frozen[0]} is frozen, {rest[0]} is trainable\n  Freeze all of them or none."
+        )
+    return bool(frozen)
 
 
 def _elements(tree: Layer, frozen: frozenset[str]) -> int:

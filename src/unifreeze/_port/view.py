@@ -15,7 +15,7 @@ from .correspondence import Correspondence, correspond
 _PLAIN = (str, int, float, bool, tuple, type(None))
 
 
-def keras_view(model: object, twin: object = None, *, shape: tuple[int, ...] | None = None) -> KerasView:
+def keras_view(model: object, twin: object = None, *, shape: tuple[int, ...] | None = None, apply: Any = None) -> KerasView:
     """Returns a model as Keras shows one, so that loops such as ``for layer in view.layers[:249]: layer.trainable = False`` run on it as they stand.
 
     With a twin, the view has the twin's layers, in its order and under its names, with ``InputLayer`` and activations, so that indices mean what they mean in
@@ -29,6 +29,7 @@ def keras_view(model: object, twin: object = None, *, shape: tuple[int, ...] | N
         model: The model to freeze, of any framework. A ``Freezing`` of a pytree goes on from there.
         twin: A Keras model of the same architecture, or ``None``.
         shape: As in ``correspond``.
+        apply: As in ``correspond``, for a model of JAX.
 
     Raises:
         CorrespondenceError: If the twin does not correspond to the model.
@@ -52,7 +53,7 @@ def keras_view(model: object, twin: object = None, *, shape: tuple[int, ...] | N
         raise ArgumentError(
             f"twin={type(twin).__name__} is no Keras model.\n  It lends its layers' names and order; correspond(…) and port(…) go between any two."
         )
-    found = correspond(twin, bare, shape=shape)
+    found = correspond(twin, bare, shape=shape, apply=apply)
     names = backend_of(twin).layers(twin)
     return _built(Board(backend, bare, tree, Wires.along(found, names, tree), known), names, found, counted=True)
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from unifreeze import Recipe, apply
+from unifreeze import Recipe, apply, port
+from unifreeze.errors import ArgumentError
 
 from .options import TARGET, Arguments, Debug, Format, Json
 from .output import as_json, say, show
@@ -13,25 +14,23 @@ from .target import built
 
 app = typer.Typer(help="Recipes: what is frozen, as a file.", no_args_is_help=True, rich_markup_mode=None)
 Source = Annotated[Path, typer.Argument(help="A recipe, JSON or YAML.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "--out", help="Where to write the recipe: .json, .yaml or .yml; printed if left out.", show_default=False)
+]
 Model = Annotated[str, typer.Argument(help=TARGET, show_default=False)]
 
 
 @app.command()
 def record(
     target: Annotated[str, typer.Argument(help="package.module:callable, which returns the frozen model or a Freezing.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where to write it: .json, .yaml or .yml; printed if left out.", show_default=False)] = None,
+    out: Output = None,
     name: Annotated[str, typer.Option(help="What to call it.", show_default=False)] = "",
     arg: Arguments = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write the shortest recipe that freezes exactly what is frozen in the model."""
-    found = Recipe.record(built(target, arg), name)
-    if out is None:
-        print(found.to_json())
-    else:
-        found.save(out)
-    say(*found.notes)
+    _deliver(Recipe.record(built(target, arg), name), out)
 
 
 @app.command("show")
@@ -63,3 +62,49 @@ def apply_it(file: Source, target: Model, arg: Arguments = None, json: Json = Fa
     """Apply a recipe to the model that the target makes, and print its summary."""
     found = Recipe.read(file)
     show(apply(built(target, arg), found).summary(), Format.json if json else Format.table)
+
+
+@app.command("port")
+def port_it(
+    source: Annotated[str, typer.Option(metavar="TARGET", help="package.module:callable, which returns the model that the recipe is written for.")],
+    target: Annotated[str, typer.Option(metavar="TARGET", help="package.module:callable, which returns the model to carry it to.")],
+    file: Annotated[Path | None, typer.Argument(help="A recipe in the words of the source; what the source comes frozen with, if left out.")] = None,
+    shape: Annotated[str, typer.Option(metavar="SHAPE", help="The shape of the input, channels last, such as 1,224,224,3.", show_default=False)] = "",
+    out: Output = None,
+    name: Annotated[str, typer.Option(help="What to call the recipe.", show_default=False)] = "",
+    source_arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument for the source's callable; may be repeated.")] = None,
+    target_arg: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument for the target's callable; may be repeated.")] = None,
+    partly: Annotated[bool, typer.Option("--partly", help="Leave trainable what has no certain partner, instead of refusing.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Carry a recipe to another model, in whatever framework: write it in that model's words, and print a report."""
+    given = None if file is None else Recipe.read(file)
+    axes = _shape(shape)
+    done = port(given, built(source, source_arg), built(target, target_arg), shape=axes, partly=partly)
+    found = Recipe.record(done.freezing, name or (given.name if given else ""))
+    if json:
+        as_json({**done.to_dict(), "recipe": found.to_dict()})
+        if out is not None:
+            found.save(out)
+    elif out is None:
+        say(str(done))
+        _deliver(found, None)
+    else:
+        _deliver(found, out)
+        print(done)
+
+
+def _deliver(found: Recipe, out: Path | None) -> None:
+    if out is None:
+        print(found.to_json())
+    else:
+        found.save(out)
+    say(*found.notes)
+
+
+def _shape(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(word) for word in text.strip("() ").split(",") if word.strip()) or None
+    except ValueError:
+        raise ArgumentError(f"--shape {text} is no shape.\n  It reads like 1,224,224,3: the batch first, channels last.") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import equinox as eqx
@@ -10,7 +10,7 @@ import equinox as eqx
 from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Shape, Slots, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
 from . import tree
 from .plan import EquinoxPlan
@@ -22,6 +22,7 @@ class EquinoxBackend(Backend):
 
     name = "equinox"
     in_place = False
+    takes_apply = True
 
     def layers(self, model: Any) -> Layer:
         """Reads the module in the order of its fields, with the state of each layer as its buffers."""
@@ -45,6 +46,12 @@ class EquinoxBackend(Backend):
     def slots(self, optimizer: str) -> Slots:
         """Those of optax."""
         return named(optimizer, SLOTS)
+
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of a call, in inference."""
+        from .graph import trace
+
+        return trace(model, shape, apply)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""

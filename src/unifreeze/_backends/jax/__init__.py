@@ -7,14 +7,14 @@ step needs (``optimizer``, ``value_and_grad``, ``partition``, …). See ``plan.p
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from math import prod
 from typing import Any
 
 import jax
 
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, Status, hookimpl, named, role
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, Status, Traced, hookimpl, named, role
 from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
@@ -38,6 +38,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     in_place = False
+    takes_apply = True
 
     def layers(self, model: Any) -> Layer:
         """Reads the containers that hold arrays as layers; linen's collections are laid over each other.
@@ -82,6 +83,16 @@ class JaxBackend(Backend):
     def slots(self, optimizer: str) -> Slots:
         """Those of optax."""
         return named(optimizer, SLOTS)
+
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of ``apply``.
+
+        Raises:
+            ArgumentError: If ``apply`` is not given.
+        """
+        from .graph import trace
+
+        return trace(model, self.layers, shape, apply)
 
     def adopt(self, freezing: type) -> None:
         """Makes every Freezing a pytree without leaves, so that it can be handed to jitted functions and ride in a train state."""

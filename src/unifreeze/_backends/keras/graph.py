@@ -1,207 +1,237 @@
-"""Traces a functional or sequential model to its weighted dataflow. Nothing is called: Keras keeps the graph."""
+"""Traces a model to its weighted dataflow: along the functional graph that Keras keeps, and through ``call`` of what is subclassed, on symbols."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from math import prod
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.models.functional import Functional
 
-from unifreeze.plugin import BackendError, Graph, Layer, Sources, Traced, Unit, Weight, concatenated, merged
+from unifreeze.plugin import BackendError, Layer, Traced, Tracing, flow
 
-L = keras.layers
-_PLAIN_NAMES = (
-    "InputLayer Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D GaussianNoise GaussianDropout ActivityRegularization "
-    "Identity ZeroPadding1D ZeroPadding2D Cropping2D UpSampling2D Rescaling Normalization"
-)
-_PLAIN_LAYERS = tuple(getattr(L, name) for name in dir(L) if name in _PLAIN_NAMES.split() or "Pooling" in name)
-# Operations written in Python, such as ``x + 3.0``, by the name of their class.
-_PLAIN_OPERATIONS = {
-    "Add",
-    "Subtract",
-    "Multiply",
-    "TrueDivide",
-    "Divide",
-    "Relu",
-    "Relu6",
-    "Sigmoid",
-    "Tanh",
-    "Silu",
-    "Gelu",
-    "HardSwish",
-    "HardSigmoid",
-    "Softmax",
-    "Mean",
-}
-_PLAIN_OPERATIONS |= {"Negative", "Square", "Sqrt", "Exp", "Abs", "Clip", "Cast", "Identity", "Swish"}
+from .layers import handler_of
+from .operations import flat, operation
+from .symbolic import Stage
+
+#: What an open size of an input is taken for.
+_OPEN = 32
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """Where a tensor comes from; of a flattened one, the axes that it had (height, width, channels)."""
-
-    sources: Sources
-    flat: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
 class _Tracer:
-    layers: dict[int, str]
-    paths: dict[int, str]
-    units: list[Unit] = field(default_factory=list)
+    def __init__(self, model: Any, tree: Layer) -> None:
+        arrays = list(tree.arrays())
+        self.arrays: dict[str, Any] = {array.path: array.array for array in arrays}
+        self.paths = {id(array): path for path, array in reversed(self.arrays.items())}
+        self.tracing = Tracing({array.path: layer.path for layer in reversed(list(tree.walk())) for array in (*layer.parameters, *layer.buffers)})
+        self.stage = Stage([model, *model._flatten_layers(include_self=False)])
+        self.expanded: list[Any] = []
 
-    def model(self, model: Any, inputs: list[_Value]) -> list[_Value]:
-        """Walks the nodes of a functional graph, parents first; a model inside it is walked in its place."""
-        functional = getattr(model, "_functional", model)
-        if not hasattr(functional, "_nodes_by_depth"):
-            raise BackendError(
-                f"{type(model).__name__} {model.name!r} is no functional graph, so unifreeze can't trace it.\n"
-                "  Build it from keras.Input, or give the functional model inside it."
-            )
-        known = {id(tensor): value for tensor, value in zip(functional._inputs, inputs, strict=True)}
-        for depth in sorted(functional._nodes_by_depth, reverse=True):
-            for node in functional._nodes_by_depth[depth]:
+    def of(self, variable: Any) -> Any:
+        """What is known of a weight, or of the symbol that stands for it."""
+        real = self.stage.symbols.get(id(variable), variable)
+        return flow.parameter(self.paths[id(real)], tuple(real.shape))
+
+    def functional(self, model: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Walks the nodes of a functional graph, parents first."""
+        known = {id(tensor): value for tensor, value in zip(model._inputs, inputs, strict=True)}
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
                 if not node.is_input:
-                    given = [known[id(tensor)] for tensor in node.input_tensors]
-                    for tensor, value in zip(node.outputs, self.operation(node, given), strict=True):
-                        known[id(tensor)] = value
-        return [known[id(tensor)] for tensor in functional._outputs]
+                    self._node(node, known)
+        return [known[id(tensor)] for tensor in model._outputs]
 
-    def operation(self, node: Any, given: list[_Value]) -> list[_Value]:
-        op, tensors = node.operation, node.input_tensors
-        if isinstance(op, keras.Model):
-            return self.model(op, given)
-        handler = next((found for cls, found in _HANDLERS.items() if isinstance(op, cls)), None)
+    def expansion(self, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
+        """Runs ``call`` of a layer on symbols and walks the nodes that come out; arguments are values where the layer takes tensors."""
+        known: dict[int, Any] = {}
+        alive: list[Any] = []
+
+        def symbol(value: Any) -> Any:
+            if not isinstance(value, flow.Value):
+                return value
+            tensor = keras.KerasTensor(value.shape, dtype=self._dtype(value))
+            alive.append(tensor)
+            known[id(tensor)] = value
+            return tensor
+
+        self.expanded.append(layer)
+        out = self.stage.run(layer, *keras.tree.map_structure(symbol, (list(args), dict(kwargs))))
+        ends = [one for one in keras.tree.flatten(out) if isinstance(one, keras.KerasTensor)]
+        for node in _nodes(ends, known, self.stage.symbols):
+            self._node(node, known)
+        return [known[id(tensor)] if id(tensor) in known else self.of(tensor) for tensor in ends]
+
+    def _dtype(self, value: Any) -> str:
+        inputs = all(one.unit < 0 and one.channel is None for one in value.flows) and value.flows
+        return "int32" if inputs else "float32"
+
+    def _node(self, node: Any, known: dict[int, Any]) -> None:
+        def value(one: Any) -> Any:
+            if id(one) in known:
+                return known[id(one)]
+            if isinstance(one, keras.Variable) or id(one) in self.stage.symbols:
+                real = self.stage.symbols.get(id(one), one)
+                return self.of(one) if id(real) in self.paths else flow.constant(tuple(real.shape))
+            if isinstance(one, keras.KerasTensor):
+                return flow.constant(tuple(size or 1 for size in one.shape))
+            if isinstance(one, np.ndarray) or keras.ops.is_tensor(one):
+                return flow.constant(tuple(one.shape))
+            return one
+
+        args, kwargs = keras.tree.map_structure(value, (list(node.arguments.args), dict(node.arguments.kwargs)))
+        found = self._operation(node.operation, args, kwargs)
+        found = found if isinstance(found, list) else [found] * len(node.outputs)
+        for tensor, one in zip(node.outputs, found, strict=True):
+            known[id(tensor)] = self._masked(tensor, one)
+
+    def _masked(self, tensor: Any, value: Any) -> Any:
+        """Neither a mask nor a count of positions is data."""
+        counts = value.flows and all(one.unit < 0 and one.channel is None for one in value.flows)
+        if tensor.dtype == "bool" or (counts and tensor.dtype.startswith(("float", "bfloat"))) or not (value.flows or value.weight or value.axes):
+            return flow.constant(tuple(size or 1 for size in tensor.shape))
+        return value
+
+    def _operation(self, op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not isinstance(op, keras.Layer):
+            return operation(self.tracing, op, [*args, *kwargs.values()])
+        inner = _functional(op)
+        if inner is not None:
+            return self.functional(inner, [one for one in flat(args) if isinstance(one, flow.Value)])
+        handler = handler_of(op)
         if handler:
-            return [handler(self, op, given, tensors)]
-        if isinstance(op, L.Flatten | L.Reshape):
-            return [self._reshaped(op, given[0], tuple(tensors[0].shape), tuple(node.outputs[0].shape))]
-        word = {"Add": "+", "Multiply": "*"}.get(type(op).__name__, "")
-        if word and type(op).__module__.startswith("keras."):
-            return [_Value(merged(word, *(value.sources for value in given)), given[0].flat)]
-        plain = isinstance(op, _PLAIN_LAYERS) or (not isinstance(op, L.Layer) and type(op).__name__ in _PLAIN_OPERATIONS)
-        if plain and len(given) == 1:
-            return given
-        raise BackendError(
-            f"{type(op).__name__} {op.name!r} is a layer that unifreeze can't trace.\n"
-            "  Correspondence covers convolutions, dense layers, norms, embeddings, and what is elementwise, pools, pads, reshapes or joins between them."
-        )
+            return handler(self.tracing, op, [one for one in flat(args) if isinstance(one, flow.Value)], self.of)
+        if not op.built:
+            raise BackendError(f"{type(op).__name__} {op.name!r} has not been built, so unifreeze can't trace it.")
+        return self.expansion(op, args, kwargs)
 
-    def _reshaped(self, op: Any, value: _Value, shape: tuple[Any, ...], new: tuple[Any, ...]) -> _Value:
-        if [n for n in shape[1:] if n != 1] == [n for n in new[1:] if n != 1]:
-            return value
-        if len(new) == 2 and not value.flat:
-            return _Value(value.sources, shape[1:] if prod(shape[1:-1]) > 1 else ())
-        raise BackendError(f"{type(op).__name__} {op.name!r} reshapes {shape} to {new}, which mixes axes in a way that unifreeze can't trace.")
-
-    def weight(self, variable: Any, shape: tuple[int, ...], split: tuple[int, ...] = ()) -> Weight:
-        return Weight(self.paths[id(variable)], split, (), shape)
-
-    def vectors(self, **variables: Any) -> dict[str, Weight]:
-        return {role: self.weight(variable, (prod(variable.shape),)) for role, variable in variables.items() if variable is not None}
-
-    def unit(self, op: Any, kind: str, x: _Value, shape: tuple[int, ...], weights: dict[str, Weight], **settings: object) -> _Value:
-        self.units.append(Unit(self.layers[id(op)], kind, shape, x.sources, weights, settings))
-        return _Value(frozenset({(len(self.units) - 1, 0, ())}))
+    def check(self) -> None:
+        """Refuses a layer whose ``call`` has used a weight where symbols do not reach."""
+        seen = {weight.path for unit in self.tracing.units for weight in unit.weights.values()}
+        for layer in self.expanded:
+            for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+                path = self.paths.get(id(variable))
+                if path and path not in seen and variable.dtype.startswith("float") and "seed" not in variable.name:
+                    raise BackendError(f"{type(layer).__name__} {layer.name!r} uses {path} in a way that unifreeze can't trace.")
 
 
-def _need_channels_last(op: Any) -> None:
-    if op.data_format != "channels_last":
-        raise BackendError(
-            f"{type(op).__name__} {op.name!r} has channels first, which unifreeze can't trace.\n  Build the model with data_format='channels_last'."
-        )
+def _nodes(ends: Sequence[Any], known: Mapping[int, Any], symbols: Mapping[int, Any]) -> Iterator[Any]:
+    """The nodes that lead to these tensors, parents first."""
+    done: set[int] = set()
+    stack = [(tensor, False) for tensor in reversed(ends)]
+    while stack:
+        tensor, ready = stack.pop()
+        history = getattr(tensor, "_keras_history", None)
+        if id(tensor) in symbols or history is None or history.operation is None:
+            continue
+        node = history.operation._inbound_nodes[history.node_index]
+        if id(node) in done or (id(tensor) in known and not ready):
+            continue
+        if ready:
+            done.add(id(node))
+            yield node
+        else:
+            stack.append((tensor, True))
+            stack += [(parent, False) for parent in reversed(node.arguments.keras_tensors)]
 
 
-def _dense(tracer: _Tracer, op: Any, given: list[_Value], _: Any) -> _Value:
-    shape = tuple(op.kernel.shape)
-    return tracer.unit(op, "dense", given[0], shape, {"kernel": tracer.weight(op._kernel, shape)} | tracer.vectors(bias=op.bias))
+def _functional(model: Any) -> Any:
+    """The functional graph of a model whose ``call`` is that of the graph."""
+    if isinstance(model, keras.Sequential):
+        return model._functional if type(model).call is keras.Sequential.call else None
+    if hasattr(model, "_nodes_by_depth") and isinstance(model, keras.Model):
+        return model if type(model).call is Functional.call else None
+    return None
 
 
-def _conv(tracer: _Tracer, op: Any, given: list[_Value], _: Any) -> _Value:
-    _need_channels_last(op)
-    *window, ins, outs = op.kernel.shape
-    settings = {"stride": tuple(op.strides), "padding": op.padding, "dilation": tuple(op.dilation_rate)}
-    kind, shape, array = "conv", (*window, ins, outs), (*window, ins, outs)
-    if ins == 1 < op.groups:
-        kind, shape = "depthwise_conv", (*window, op.groups, outs // op.groups)
-        array = shape
-    elif op.groups == 1 and prod(window) == 1:
-        kind, shape, array = "dense", (ins, outs), (ins, outs)
-    elif op.groups > 1:
-        shape = (*shape, op.groups)
-    return tracer.unit(op, kind, given[0], shape, {"kernel": tracer.weight(op._kernel, array)} | tracer.vectors(bias=op.bias), **settings)
+def _shapes(shape: Any) -> tuple[list[str], list[tuple[int, ...]]]:
+    if isinstance(shape, Mapping):
+        return list(shape), [tuple(one) for one in shape.values()]
+    if shape is not None and shape and not isinstance(shape[0], int | None):
+        return [""] * len(shape), [tuple(one) for one in shape]
+    return [""], [tuple(shape)]
 
 
-def _depthwise(tracer: _Tracer, op: Any, given: list[_Value], _: Any) -> _Value:
-    _need_channels_last(op)
-    shape = tuple(op.kernel.shape)
-    weights = {"kernel": tracer.weight(op.kernel, shape)} | tracer.vectors(bias=op.bias)
-    kind, shape = ("dense", shape[-2:]) if prod(shape[:-1]) == 1 else ("depthwise_conv", shape)
-    return tracer.unit(op, kind, given[0], shape, weights, stride=tuple(op.strides), padding=op.padding, dilation=tuple(op.dilation_rate))
+def _closed(shape: Sequence[int | None], given: Sequence[int] | None) -> tuple[int, ...]:
+    if given is not None and len(given) == len(shape):
+        return (1, *given[1:])
+    return (1, *(size or _OPEN for size in shape[1:]))
 
 
-def _separable(tracer: _Tracer, op: Any, given: list[_Value], _: Any) -> _Value:
-    _need_channels_last(op)
-    depth, point = tuple(op.depthwise_kernel.shape), tuple(op.pointwise_kernel.shape)[-2:]
-    inner = tracer.unit(
-        op, "depthwise_conv", given[0], depth, {"kernel": tracer.weight(op.depthwise_kernel, depth)}, stride=tuple(op.strides), padding=op.padding
-    )
-    return tracer.unit(op, "dense", inner, point, {"kernel": tracer.weight(op.pointwise_kernel, point)} | tracer.vectors(bias=op.bias))
-
-
-def _batch_norm(tracer: _Tracer, op: Any, given: list[_Value], tensors: Any) -> _Value:
-    if op.axis not in (-1, len(tensors[0].shape) - 1):
-        raise BackendError(f"BatchNormalization {op.name!r} normalises axis {op.axis}, not the last, which unifreeze can't trace.")
-    arrays = tracer.vectors(scale=op.gamma, bias=op.beta, mean=op.moving_mean, variance=op.moving_variance)
-    return tracer.unit(op, "batch_norm", given[0], tuple(op.moving_mean.shape), arrays, epsilon=op.epsilon, momentum=op.momentum)
-
-
-def _layer_norm(tracer: _Tracer, op: Any, given: list[_Value], tensors: Any) -> _Value:
-    axes = [op.axis] if isinstance(op.axis, int) else list(op.axis)
-    arrays = tracer.vectors(scale=op.gamma, bias=op.beta)
-    return tracer.unit(op, "layer_norm", given[0], (prod(tensors[0].shape[axis] for axis in axes),), arrays, epsilon=op.epsilon)
-
-
-def _embedding(tracer: _Tracer, op: Any, given: list[_Value], _: Any) -> _Value:
-    shape = tuple(op.embeddings.shape)
-    return tracer.unit(op, "embedding", given[0], shape, {"embedding": tracer.weight(op._embeddings, shape)})
-
-
-def _concatenation(_tracer: _Tracer, op: Any, given: list[_Value], tensors: Any) -> _Value:
-    rank = len(tensors[0].shape)
-    if any(value.flat for value in given):
-        raise BackendError(f"{type(op).__name__} {op.name!r} joins flattened values, which unifreeze can't trace.")
-    axis = op.axis % rank
-    return _Value(concatenated([(value.sources, x.shape[axis]) for value, x in zip(given, tensors, strict=True)], "" if axis == rank - 1 else "axis"))
-
-
-_HANDLERS: dict[type, Callable[[_Tracer, Any, list[_Value], Any], _Value]] = {
-    L.Dense: _dense,
-    **dict.fromkeys((L.SeparableConv1D, L.SeparableConv2D), _separable),
-    **dict.fromkeys((L.DepthwiseConv1D, L.DepthwiseConv2D), _depthwise),
-    **dict.fromkeys((L.Conv1D, L.Conv2D, L.Conv3D), _conv),
-    L.BatchNormalization: _batch_norm,
-    L.LayerNormalization: _layer_norm,
-    L.Embedding: _embedding,
-    L.Concatenate: _concatenation,
-}
-
-
-def trace(model: Any, tree: Layer, shape: tuple[int, ...] | None) -> Traced:
-    """Traces a functional or sequential model."""
-    arrays: dict[str, Any] = {array.path: array.array for array in tree.arrays()}
-    tracer = _Tracer({id(layer.native): layer.path for layer in reversed(list(tree.walk()))}, {id(array): path for path, array in reversed(arrays.items())})
-    functional = getattr(model, "_functional", model)
-    inputs = list(getattr(functional, "_inputs", ()))
-    outputs = tracer.model(model, [_Value(frozenset({(-1 - i, 0, ())})) for i in range(len(inputs))])
-    given = shape or (tuple(n or 1 for n in inputs[0].shape) if len(inputs) == 1 and None not in inputs[0].shape[1:] else ())
-    graph = Graph(tuple(tracer.units), tuple(value.sources for value in outputs), (tuple(given),) if given else ())
+def trace(model: Any, tree: Layer, shape: Any) -> Traced:
+    """Traces a functional, sequential or subclassed model; ``shape`` is one shape, a list of them, or a dictionary by name."""
+    tracer = _Tracer(model, tree)
+    functional = _functional(model)
+    given = _shapes(shape)[1] if shape is not None else []
+    with tracer.stage.open():
+        if functional is not None:
+            tensors = list(functional._inputs)
+            shapes = [_closed(tensor.shape, given[place] if place < len(given) else None) for place, tensor in enumerate(tensors)]
+            values = [_input(tracer.tracing, size, tensor.dtype) for tensor, size in zip(tensors, shapes, strict=True)]
+            outputs, call = tracer.functional(functional, values), _packed(functional)
+        else:
+            outputs, shapes, call = _subclassed(tracer, model, shape)
+    tracer.check()
+    outputs = [value for value in outputs if value.flows]
+    graph = tracer.tracing.finish(outputs, tuple(shapes))
+    arrays = tracer.arrays
     return Traced(
-        graph, lambda wanted: {path: keras.ops.convert_to_numpy(arrays[path].value) for path in wanted}, lambda new: _write(model, arrays, new), _runner(model)
+        graph,
+        lambda wanted: {path: keras.ops.convert_to_numpy(arrays[path].value) for path in wanted},
+        lambda new: _write(model, arrays, new),
+        _runner(model, call),
     )
+
+
+def _input(tracing: Tracing, shape: Sequence[int], dtype: str) -> Any:
+    return tracing.input(shape, -1 if dtype.startswith(("float", "bfloat", "uint8")) else None)
+
+
+def _packed(functional: Any) -> Callable[[list[Any]], tuple[list[Any], dict[str, Any]]]:
+    return lambda arrays: ([keras.tree.pack_sequence_as(functional._inputs_struct, arrays)], {})
+
+
+def _subclassed(tracer: _Tracer, model: Any, shape: Any) -> tuple[list[Any], list[tuple[int, ...]], Any]:
+    """Runs ``call`` on what it was built with, or on what is given; numbers are tried first, then ids."""
+    given = shape if shape is not None else _built(model)
+    if given is None:
+        raise BackendError(f"{type(model).__name__} {model.name!r} does not say the shape of its input.\n  Give it, channels last: shape=(1, 224, 224, 3).")
+    names, shapes = _shapes(given)
+    shapes = [_closed(one, None) for one in shapes]
+    parameters = _parameters(model)
+    by_name = all(name in parameters for name in names)
+
+    def call(made: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+        if by_name and any(names):
+            return [], dict(zip(names, made, strict=True))
+        if any(names):
+            return [dict(zip(names, made, strict=True))], {}
+        return ([made] if len(made) > 1 and len(parameters) == 1 else made), {}
+
+    first: BackendError | None = None
+    for dtype in ("float32", "int32"):
+        tracer.tracing.units.clear()
+        tracer.tracing.inputs = 0
+        tracer.expanded.clear()
+        try:
+            args, kwargs = call([_input(tracer.tracing, one, dtype) for one in shapes])
+            return tracer.expansion(model, args, kwargs), shapes, call
+        except BackendError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _parameters(model: Any) -> list[str]:
+    found = inspect.signature(model.call).parameters
+    return [name for name, one in found.items() if name not in {"training", "mask"} and one.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
+def _built(model: Any) -> Any:
+    known = getattr(model, "_build_shapes_dict", None) or {}
+    values = list(known.values())
+    return values[0] if len(values) == 1 else values or None
 
 
 def _write(model: Any, arrays: dict[str, Any], new: dict[str, Any]) -> Any:
@@ -210,9 +240,10 @@ def _write(model: Any, arrays: dict[str, Any], new: dict[str, Any]) -> Any:
     return model
 
 
-def _runner(model: Any) -> Callable[[list[Any]], list[Any]]:
+def _runner(model: Any, call: Callable[[list[Any]], tuple[list[Any], dict[str, Any]]]) -> Callable[[list[Any]], list[Any]]:
     def run(inputs: list[Any]) -> list[Any]:
-        out = model(inputs[0] if len(inputs) == 1 else inputs, training=False)
-        return [np.asarray(keras.ops.convert_to_numpy(one)) for one in (out if isinstance(out, list | tuple) else [out])]
+        args, kwargs = call(list(inputs))
+        out = model(*args, **kwargs, training=False)
+        return [np.asarray(keras.ops.convert_to_numpy(one)) for one in keras.tree.flatten(out)]
 
     return run

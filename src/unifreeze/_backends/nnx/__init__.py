@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
 from . import swap, tree
 from .audit import findings, modes
@@ -25,6 +25,7 @@ class NnxBackend(Backend):
 
     name = "nnx"
     has_flags = False  # by hand, filters say what trains
+    takes_apply = True
 
     def layers(self, model: nnx.Module) -> Layer:
         """Reads the module and everything inside it."""
@@ -57,6 +58,12 @@ class NnxBackend(Backend):
     def slots(self, optimizer: str) -> Slots:
         """Those of optax."""
         return named(optimizer, SLOTS)
+
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:
+        """Follows the weights through the jaxpr of a call, of a copy in evaluation mode."""
+        from .graph import trace
+
+        return trace(model, shape, apply)
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""

@@ -212,11 +212,11 @@ def _kept(module: nnx.Module, how: Hold) -> Iterator[None]:
     finally:
         for variable, kind, value in rewritten:
             _set_class(variable, kind)
-            _put(variable, value)
+            put(variable, value)
         for owner, name, member, value in state:
             owner[name] = member
             if isinstance(member, nnx.Variable):
-                _put(member, value)
+                put(member, value)
 
 
 def _value(array: Any) -> Any:
@@ -225,7 +225,8 @@ def _value(array: Any) -> Any:
     return value[...] if isinstance(array, nnx.Variable) and array.ref else value
 
 
-def _put(variable: Any, value: Any) -> None:
+def put(variable: Any, value: Any) -> None:
+    """Stores a value in a variable, also in one that is a mutable reference."""
     if variable.ref:
         raw(variable)[...] = value
     elif raw(variable) is not value:
