@@ -14,6 +14,7 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
+import torchvision_cpu  # noqa: F401 - transformers, too, looks for torchvision
 import zoo_attention
 from unifreeze import correspond
 
@@ -22,8 +23,6 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 
 
 def vit():
-    import torchvision_cpu  # noqa: F401
-
     return import_module("torchvision.models").VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
 
 

@@ -112,10 +112,12 @@ def test_torchvision_to_linen(name):
 
 
 def nnx_drawn(make, seed=3):
-    """An nnx module with drawn values."""
+    """An nnx module with drawn values, and with keys and counters to draw from."""
     model = nnx.eval_shape(make)
     state = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     nnx.update(model, jax.tree.map(jnp.asarray, tree_drawn(state, seed)))
+    nnx.update(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.state(model, nnx.RngCount)))
+    nnx.update(model, jax.tree.map(lambda _: KEY, nnx.state(model, nnx.RngKey)))
     return model
 
 

@@ -33,7 +33,7 @@ class Ported:
     notes: tuple[str, ...]
 
 
-def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, apply: Any = None) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: Any = None, apply: Any = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards.

@@ -352,6 +352,15 @@ def _pad(rec: Recorder, given: dict[str, Any], _: Sequence[Any]) -> Any:
     return value
 
 
+@_for("as_strided")
+def _as_strided(rec: Recorder, given: dict[str, Any], outs: Sequence[Any]) -> Any:
+    x = given["self"]
+    steps = ([step for step, size in zip(one.stride(), one.shape, strict=True) if size > 1] for one in (x, outs[0]))
+    if x.shape == outs[0].shape and next(steps) == next(steps):
+        return rec.of(x)
+    raise rec.tracing.refusal(f"The operation as_strided of {tuple(x.shape)} to {tuple(outs[0].shape)}")
+
+
 @_for("roll", "flip")
 def _roll(rec: Recorder, given: dict[str, Any], _: Sequence[Any]) -> Any:
     value = rec.of(given["self"])
