@@ -17,6 +17,9 @@ from .match import Match, match
 
 #: One shape, several by position, or several by name.
 Shape = tuple[int, ...] | list[tuple[int, ...]] | dict[str, tuple[int, ...]] | None
+#: How the model of JAX among the two computes, or a pair of functions, one for each.
+Apply = Callable[..., Any]
+Applies = Apply | tuple[Apply | None, Apply | None] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from unifreeze._tree import Layer, Parameter, State, state_of
 from unifreeze._wish import Wish
 from unifreeze.errors import CorrespondenceError
 
-from .correspondence import Correspondence, correspond
+from .correspondence import Applies, Correspondence, Shape, correspond
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Ported:
     notes: tuple[str, ...]
 
 
-def port(recipe: Any, source: object, target: object, *, shape: Any = None, apply: Any = None) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: Shape = None, apply: Applies = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards.
