@@ -78,10 +78,7 @@ class Correspondence:
         return f"<Correspondence: {self.certificate}, {len(self.pairs)} pairs of layers{more}>"
 
 
-Apply = Callable[..., Any]
-
-
-def correspond(source: object, target: object, *, shape: Shape = None, apply: Apply | tuple[Apply | None, Apply | None] | None = None) -> Correspondence:
+def correspond(source: object, target: object, *, shape: Shape = None, apply: Applies = None) -> Correspondence:
     """Finds out which layer of one model is which of another, in whatever framework, by the dataflow of both; names play no part.
 
     Both models are traced in inference, without computing anything. Neither is changed.
