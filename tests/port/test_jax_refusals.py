@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import keras
@@ -436,6 +437,42 @@ def test_port_freezes_a_tree_as_keras_is_frozen():
 
 def flat(tree):
     return {".".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+class Pair(eqx.Module):
+    last: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    first: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.first, self.last = eqx.nn.Linear(6, 4, key=key), eqx.nn.Linear(4, 2, key=key)
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.first(x), state)
+        return self.last(jax.nn.relu(x)), state
+
+
+class NnxPair(nnx.Module):
+    def __init__(self, rngs):
+        self.last, self.norm, self.first = nnx.Linear(4, 2, rngs=rngs), nnx.BatchNorm(4, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.norm(self.first(x))))
+
+
+@pytest.mark.parametrize("library", ["nnx", "equinox"])
+def test_port_freezes_modules_as_pytorch_is_frozen(library):
+    ours = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    ours[0].requires_grad_(False)
+    model = NnxPair(nnx.Rngs(0)) if library == "nnx" else eqx.nn.make_with_state(Pair)(KEY)
+    done = port(None, ours, model, shape=(1, 6))
+    names = ("kernel", "bias") if library == "nnx" else ("weight", "bias")
+    assert set(done.freezing.frozen) == {f"first.{name}" for name in names}
+    assert done.frozen == (28, 28)
+    if library == "nnx":
+        _, grads = nnx.value_and_grad(lambda m: (m(jnp.ones((3, 6))) ** 2).mean())(model)
+        assert set(nnx.to_pure_dict(grads)) == {"last", "norm"}
 
 
 class Small(linen.Module):
