@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unifreeze._freezing import Freezing, bring_about, label_of
+from unifreeze._graph import Weight
 from unifreeze._manager import backend_of
 from unifreeze._recipe import Recipe
 from unifreeze._resolve import resolve
@@ -87,20 +88,36 @@ def _carried(found: Correspondence, wanted: State, tree: Layer) -> tuple[set[str
     units = found._traced[0].graph.units, found._traced[1].graph.units
     _refuse_torn_groups(found, wanted)
     covered: set[str] = set()
-    frozen: set[str] = set()
+    votes: dict[str, list[tuple[Weight, str, bool]]] = {}
     notes: list[str] = []
     parameters = {p.path: p for layer in tree.walk() for p in layer.parameters}
     for a, b in found._match.pairs:
         ours, theirs = units[0][a], units[1][b]
         states = {role: weight.path in wanted.frozen for role, weight in ours.weights.items() if weight.path in parameters}
         covered |= {weight.path for weight in ours.weights.values()}
-        frozen |= {weight.path for role, weight in theirs.weights.items() if states.get(role, bool(states) and all(states.values()))}
+        for role, weight in theirs.weights.items():
+            votes.setdefault(weight.path, []).append((weight, ours.layer, states.get(role, bool(states) and all(states.values()))))
         for role in sorted(ours.weights.keys() ^ theirs.weights.keys()):
             if any(states.values()):
                 side, layer = ("source", ours.layer) if role in ours.weights else ("target", theirs.layer)
                 notes.append(f"{ours.layer} = {theirs.layer}: only the {side}'s {layer} has a {role}")
     _refuse_homeless(found, [parameters[path] for path in sorted(wanted.frozen - covered) if path in parameters])
-    return frozen, notes
+    return {path for path, given in votes.items() if _agreed(path, given)}, notes
+
+
+def _agreed(path: str, votes: list[tuple[Weight, str, bool]]) -> bool:
+    """Whether a parameter is to be frozen; where several layers of the source lie fused in it, all of them must say so."""
+    frozen = [layer for _, layer, state in votes if state]
+    rest = [layer for _, layer, state in votes if not state]
+    whole = votes[0][0].shape[-1]
+    if frozen and not rest and votes[0][0].take and sum(len(weight.take) for weight, _, _ in votes) < whole:
+        rest = ["what has no partner"]
+    if frozen and rest and votes[0][0].take:
+        raise CorrespondenceError(
+            f"{path} of the target holds several layers of the source in one array, and only some of them are frozen.\n"
+            f"  frozen: {', '.join(frozen)}\n  not frozen: {', '.join(rest)}\n  Freeze all of them or none."
+        )
+    return bool(frozen)
 
 
 def _refuse_torn_groups(found: Correspondence, wanted: State) -> None:

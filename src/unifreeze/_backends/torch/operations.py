@@ -72,6 +72,8 @@ class Recorder:
             for one in outs:
                 self.values.pop(id(one), None)
             return
+        if len(known) > 1 and func._schema.is_mutable and outs and _is_part(outs[0]):
+            raise self.tracing.refusal(f"The operation {name}, which changes a part of a tensor in place,")
         values = self._value(name, func, args, kwargs, outs)
         for one, value in zip(outs, values if isinstance(values, list) else [values] * len(outs), strict=False):
             self.keep(one, value)
@@ -111,6 +113,10 @@ class Recorder:
         if len(value.axes) != len(out.shape):
             value = flow.broadcast(value, out.shape)
         return flow.resized(value, out.shape)
+
+
+def _is_part(tensor: Any) -> bool:
+    return tensor._is_view() and tensor._base is not None and tensor._base.numel() != tensor.numel()
 
 
 def flat(values: Any) -> Iterator[Any]:
