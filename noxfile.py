@@ -128,6 +128,13 @@ def deep(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=PYTHON)
+def deep_port(session: nox.Session) -> None:
+    """The pairs of models that ``port`` leaves out."""
+    _install(session, ".", group="port")
+    session.run("pytest", "tests/port", "-m", "deep", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
+
+
+@nox.session(python=PYTHON)
 def conformance(session: nox.Session) -> None:
     """Prints backend × check from what the suite just reported. A backend that was asked for and did not run is a failure."""
     _install(session, "rich")

@@ -170,7 +170,7 @@ class Backend(ABC):
         """What a record shall keep beside statuses, by parameter path: numbers and texts that training needs and a saved model loses. None by default."""
         return {}
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: Callable[..., Any] | None = None) -> Traced:  # noqa: ARG002 - for those who override it
+    def graph(self, model: Any, shape: Any, apply: Callable[..., Any] | None = None) -> Traced:  # noqa: ARG002 - for those who override it
         """Traces the model's weighted dataflow, for ``unifreeze.correspond``. Optional; nothing else needs it.
 
         Args:

@@ -241,13 +241,16 @@ def _merged(word: str, one: Value, other: Value) -> Value:
     if not one.flows or not other.flows:
         return _union(other, one) if other.flows else _union(one, other)
     if _places(one) == _places(other):
-        # The one that still has its channels goes on.
-        keeps = all(flow.channel is not None for flow in one.flows)
-        first, second = (one, other) if keeps else (other, one)
+        # The one that still has its channels and its positions goes on, not its mean or maximum.
+        first, second = (one, other) if _kept(one) >= _kept(other) else (other, one)
         return _union(first, replace(second, flows=frozenset()))
     words = _WORDS.get(word) or ((word, word) if word in {"+", "*", "max", "min"} else (f"{word} 1", f"{word} 2"))
     tagged = (replace(value, flows=frozenset(flow.tagged(tag) for flow in value.flows)) for value, tag in zip((one, other), words, strict=True))
     return _union(*sorted(tagged, key=_age))
+
+
+def _kept(value: Value) -> tuple[bool, int]:
+    return all(flow.channel is not None for flow in value.flows), sum(len(flow.spans) for flow in value.flows)
 
 
 def _places(value: Value) -> frozenset[tuple[int, Numbers, tuple[str, ...]]]:

@@ -93,7 +93,7 @@ LINEN = {
 }
 
 
-@pytest.mark.parametrize("name", LINEN)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", *(pytest.param(name, marks=pytest.mark.deep) for name in LINEN if "50" in name)])
 def test_torchvision_to_linen(name):
     module, size, units = LINEN[name]
     theirs = torchvision(name.split()[0])
@@ -112,10 +112,12 @@ def test_torchvision_to_linen(name):
 
 
 def nnx_drawn(make, seed=3):
-    """An nnx module with drawn values."""
+    """An nnx module with drawn values, and with keys and counters to draw from."""
     model = nnx.eval_shape(make)
     state = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     nnx.update(model, jax.tree.map(jnp.asarray, tree_drawn(state, seed)))
+    nnx.update(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.state(model, nnx.RngCount)))
+    nnx.update(model, jax.tree.map(lambda _: KEY, nnx.state(model, nnx.RngKey)))
     return model
 
 
@@ -137,7 +139,7 @@ def test_torchvision_to_nnx():
     assert apart(nnx.jit(lambda m, x: m(x))(module, x), torch_output(theirs, x)) < 5e-6
 
 
-@pytest.mark.parametrize("mode", ["batch", "ema"])
+@pytest.mark.parametrize("mode", ["batch", pytest.param("ema", marks=pytest.mark.deep)])
 def test_torchvision_to_equinox(mode):
     theirs = torchvision("resnet18")
     model = equinox_drawn(eqx.filter_eval_shape(eqx.nn.make_with_state(partial(zoo_equinox.ResNet18, mode)), key=KEY))
@@ -169,6 +171,7 @@ def test_keras_to_linen_and_back():
     assert apart(other(x, training=False), jax.jit(apply)(new, x)) < 5e-6
 
 
+@pytest.mark.deep
 def test_a_haiku_resnet_of_the_library_itself():
     # At an odd size haiku's padding is torchvision's.
     net = hk.without_apply_rng(hk.transform_with_state(lambda x: hk.nets.ResNet50(1000, resnet_v2=False)(x, is_training=False)))

@@ -15,6 +15,12 @@ from unifreeze.errors import ArgumentError, CorrespondenceError
 from . import transfer as carrying
 from .match import Match, match
 
+#: One shape, several by position, or several by name.
+Shape = tuple[int, ...] | list[tuple[int, ...]] | dict[str, tuple[int, ...]] | None
+#: How the model of JAX among the two computes, or a pair of functions, one for each.
+Apply = Callable[..., Any]
+Applies = Apply | tuple[Apply | None, Apply | None] | None
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Correspondence:
@@ -53,14 +59,16 @@ class Correspondence:
         """Runs both models in inference, and returns the largest difference of their outputs relative to the largest output.
 
         Args:
-            inputs: A numpy array with channels last, or a list of them.
+            inputs: A numpy array with channels last, such as images of (batch, height, width, channels) or ids of (batch, positions); for several inputs
+                a list or a dictionary of them, in the order of ``shape``.
         """
         import numpy as np
 
         if self.certificate != "exact":
             raise CorrespondenceError(f"Outputs can be compared where the whole models correspond.\n  here: {self.certificate}")
-        arrays = inputs if isinstance(inputs, list) else [inputs]
+        arrays = list(inputs.values()) if isinstance(inputs, dict) else inputs if isinstance(inputs, list) else [inputs]
         ours, theirs = (traced.run(arrays) for traced in self._traced)
+        theirs = [theirs[place] for place in self._match.outputs] if self._match.outputs else theirs
         if [one.shape for one in ours] != [one.shape for one in theirs]:
             raise CorrespondenceError(f"The outputs have other shapes.\n  {[one.shape for one in ours]} and {[one.shape for one in theirs]}")
         return max(float(np.abs(a - b).max() / max(np.abs(a).max(), np.finfo(np.float32).tiny)) for a, b in zip(ours, theirs, strict=True))
@@ -70,21 +78,18 @@ class Correspondence:
         return f"<Correspondence: {self.certificate}, {len(self.pairs)} pairs of layers{more}>"
 
 
-Apply = Callable[..., Any]
-
-
-def correspond(
-    source: object, target: object, *, shape: tuple[int, ...] | None = None, apply: Apply | tuple[Apply | None, Apply | None] | None = None
-) -> Correspondence:
+def correspond(source: object, target: object, *, shape: Shape = None, apply: Applies = None) -> Correspondence:
     """Finds out which layer of one model is which of another, in whatever framework, by the dataflow of both; names play no part.
 
     Both models are traced in inference, without computing anything. Neither is changed.
 
     Args:
-        source: A model whose backend can trace: Keras functional and sequential models, PyTorch modules that take one tensor, nnx and equinox modules,
-            and trees of arrays (linen variables, haiku parameters).
+        source: A model whose backend can trace, such as a Keras model, also a subclassed one, a PyTorch module, also on the meta device, an nnx
+            or equinox module, or a tree of arrays (linen variables, haiku parameters), with or without values.
         target: Another.
-        shape: The shape of the input, channels last, such as ``(1, 224, 224, 3)``. Not needed where a Keras model says it.
+        shape: The shape of the input, channels last, such as ``(1, 224, 224, 3)``, or ``(1, 16)`` for 16 ids. For several inputs a list of shapes, or a
+            dictionary by the names of the model's arguments, such as ``{"input_ids": (1, 16), "token_type_ids": (1, 16)}``; the other model takes them in
+            this order. Not needed where a Keras model says it and the other takes them by position.
         apply: How a model of JAX computes its outputs from an input with channels last, ``apply(model, x)``: needed for a tree of arrays, which does not say
             it, as in ``apply=lambda variables, x: module.apply(variables, x, train=False)``; for a module, its own call if not given. If both models are of
             JAX, a pair: ``apply=(f, g)``, with ``None`` for a module's own call.
@@ -115,9 +120,14 @@ def correspond(
     )
 
 
-def _trace(source: object, target: object, shape: tuple[int, ...] | None, apply: Any) -> tuple[tuple[Traced, Traced], tuple[Layer, Layer]]:
-    if shape is not None and not (isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)):
-        raise ArgumentError(f"shape={shape!r} is no shape.\n  It reads like (1, 224, 224, 3): the batch first, channels last.")
+def _is_shape(shape: object) -> bool:
+    return isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
+
+
+def _trace(source: object, target: object, shape: Shape, apply: Any) -> tuple[tuple[Traced, Traced], tuple[Layer, Layer]]:
+    several = list(shape.values()) if isinstance(shape, dict) else shape if isinstance(shape, list) else [shape]
+    if shape is not None and not (several and all(map(_is_shape, several))):
+        raise ArgumentError(f"shape={shape!r} is no shape.\n  It reads like (1, 224, 224, 3), channels last, or is a list or a dictionary of such.")
     models = (source, target)
     backends = tuple(map(backend_of, models))
     trees = tuple(backend.layers(model) for backend, model in zip(backends, models, strict=True))
@@ -126,7 +136,8 @@ def _trace(source: object, target: object, shape: tuple[int, ...] | None, apply:
     # Keras says the shape of its input, and PyTorch needs to be told.
     for side in (0, 1) if backends[0].name == "keras" else (1, 0):
         found[side] = backends[side].graph(models[side], shape, applied[side])
-        shape = shape or (found[side].graph.inputs[0] if found[side].graph.inputs else None)
+        inputs = found[side].graph.inputs
+        shape = shape or (inputs[0] if len(inputs) == 1 else list(inputs) or None)
     return (found[0], found[1]), (trees[0], trees[1])
 
 

@@ -16,12 +16,12 @@ from unifreeze._tree import Inference, Layer, Parameter, State, state_of, unique
 from unifreeze._wish import how
 from unifreeze.errors import CorrespondenceError
 
-from .correspondence import Correspondence, correspond
+from .correspondence import Applies, Correspondence, Shape, correspond
 from .depth import unsettled
 from .report import Lone, Ported
 
 
-def port(recipe: Any, source: object, target: object, *, shape: tuple[int, ...] | None = None, partly: bool = False, apply: Any = None) -> Ported:
+def port(recipe: Any, source: object, target: object, *, shape: Shape = None, partly: bool = False, apply: Applies = None) -> Ported:
     """Freezes in the target exactly the parameters that correspond to those that a recipe freezes in the source.
 
     The source is not changed. Whatever of the target is not to be frozen is trainable afterwards. Layers that are held at inference in the source, such as

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Literal
 
-from unifreeze._graph import Graph, Sources, Unit
+from unifreeze._graph import Graph, Source, Sources, Unit
 
 Certificate = Literal["exact", "exact up to the head", "prefix"]
 Colours = list[int]
 _HEAD = 3
+_OUTPUTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Match:
         groups: Sets of places in the source that no graph can tell apart.
         divergence: The first units, by place, that have no partner: of the source and of the target; ``None`` where there is none.
         head: The places of the units on either side that were taken for the head.
+        outputs: For each output of the source, which of the target's it is; empty where they come in the same order.
     """
 
     certificate: Certificate | Literal[""]
@@ -31,13 +35,15 @@ class Match:
     groups: tuple[tuple[int, ...], ...] = ()
     divergence: tuple[int | None, int | None] = (None, None)
     head: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    outputs: tuple[int, ...] = ()
 
 
 def match(source: Graph, target: Graph) -> Match:
     """Matches two graphs, and says how far they are equal."""
-    whole = _isomorphism(source, target)
-    if whole:
-        return Match("exact", *whole)
+    for order in permutations(range(len(target.outputs))) if len(target.outputs) <= _OUTPUTS else [tuple(range(len(target.outputs)))]:
+        whole = _isomorphism(source, replace(target, outputs=tuple(target.outputs[place] for place in order)))
+        if whole:
+            return Match("exact", *whole, outputs=() if order == tuple(sorted(order)) else order)
     heads = sorted(((a, b) for a in _beheaded(source) for b in _beheaded(target)), key=lambda ab: len(ab[0][1]) + len(ab[1][1]))
     for (body, head), (other, other_head) in heads:
         found = _isomorphism(body, other) if body.units and len(body.units) == len(other.units) else None
@@ -73,11 +79,22 @@ def _isomorphism(source: Graph, target: Graph) -> tuple[tuple[tuple[int, int], .
         if not several:
             break
         first = min(several, key=lambda colour: ours[colour])
-        colours = refine(source, target, _marked(colours, ours[first][0], theirs[first][0]))
+        place = ours[first][0]
+        partner = max(theirs[first], key=lambda other: _alike(source.units[place].layer, target.units[other].layer))
+        colours = refine(source, target, _marked(colours, place, partner))
         if Counter(colours[0]) != Counter(colours[1]):
             return None
     pairs = tuple((places[0], theirs[colour][0]) for colour, places in ours.items())
     return (pairs, groups) if _equal(source, target, dict(pairs)) else None
+
+
+_ROLES = ({"q", "query"}, {"k", "key"}, {"v", "value"}, {"left", "l"}, {"right", "r"}, {"a", "1", "first"}, {"b", "2", "second"})
+
+
+def _alike(one: str, other: str) -> int:
+    """How many words of role two names share. This pairs what no graph can tell apart, and such pairs are reported as a choice."""
+    words = [set(re.split(r"[^a-z0-9]+", name.lower())) for name in (one, other)]
+    return len(words[0] & words[1]) + 2 * sum(bool(role & words[0]) and bool(role & words[1]) for role in _ROLES)
 
 
 def _marked(colours: tuple[Colours, Colours], place: int, other: int) -> tuple[Colours, Colours]:
@@ -117,12 +134,13 @@ def refine(source: Graph, target: Graph, given: tuple[Colours, Colours] | None =
     graphs = (source, target)
     names: dict[Hashable, int] = {}
     keys = tuple([(unit.kind, unit.shape, given[side][i] if given else 0) for i, unit in enumerate(graph.units)] for side, graph in enumerate(graphs))
+    twins = tuple(map(_twins, graphs))
     readers = tuple(map(_readers, graphs))
     colours = tuple(_downward(graph, key, names) for graph, key in zip(graphs, keys, strict=True))
     colours = tuple(_upward(colour, read, names) for colour, read in zip(colours, readers, strict=True))
     count = len({*colours[0], *colours[1]})
     while True:
-        colours = tuple(_joint(graph, colour, read, names) for graph, colour, read in zip(graphs, colours, readers, strict=True))
+        colours = tuple(_joint(graph, colour, read, twin, names) for graph, colour, read, twin in zip(graphs, colours, readers, twins, strict=True))
         found = len({*colours[0], *colours[1]})
         if found == count:
             return colours[0], colours[1]
@@ -133,9 +151,9 @@ def _name(key: Hashable, names: dict[Hashable, int]) -> int:
     return names.setdefault(key, len(names))
 
 
-def _readers(graph: Graph) -> list[list[tuple[int, int, tuple[str, ...]]]]:
+def _readers(graph: Graph) -> list[list[Source]]:
     """For each unit, who reads it, where and through which merges; outputs count from -1 down."""
-    readers: list[list[tuple[int, int, tuple[str, ...]]]] = [[] for _ in graph.units]
+    readers: list[list[Source]] = [[] for _ in graph.units]
     ends = [(-1 - number, sources) for number, sources in enumerate(graph.outputs)]
     for reader, sources in [*((place, unit.sources) for place, unit in enumerate(graph.units)), *ends]:
         for unit, at, tags in sources:
@@ -152,7 +170,7 @@ def _downward(graph: Graph, keys: Sequence[Hashable], names: dict[Hashable, int]
     return colours
 
 
-def _upward(colours: Colours, readers: list[list[tuple[int, int, tuple[str, ...]]]], names: dict[Hashable, int]) -> Colours:
+def _upward(colours: Colours, readers: list[list[Source]], names: dict[Hashable, int]) -> Colours:
     """What becomes of a unit, in one pass from the outputs."""
     found = list(colours)
     for place in range(len(colours) - 1, -1, -1):
@@ -160,12 +178,22 @@ def _upward(colours: Colours, readers: list[list[tuple[int, int, tuple[str, ...]
     return found
 
 
-def _joint(graph: Graph, colours: Colours, readers: list[list[tuple[int, int, tuple[str, ...]]]], names: dict[Hashable, int]) -> Colours:
+def _joint(graph: Graph, colours: Colours, readers: list[list[Source]], twins: list[list[int]], names: dict[Hashable, int]) -> Colours:
     around = ((_around(unit.sources, colours), _around(read, colours)) for unit, read in zip(graph.units, readers, strict=True))
-    return [_name(("both", colour, *both), names) for colour, both in zip(colours, around, strict=True)]
+    shared = (tuple(sorted(colours[place] for place in twin)) for twin in twins)
+    return [_name(("both", colour, *both, others), names) for colour, both, others in zip(colours, around, shared, strict=True)]
 
 
-def _around(edges: Iterable[tuple[int, int, tuple[str, ...]]], colours: Colours) -> tuple[object, ...]:
+def _twins(graph: Graph) -> list[list[int]]:
+    """For each unit, the others that have one of its arrays."""
+    users: dict[Hashable, list[int]] = defaultdict(list)
+    for place, unit in enumerate(graph.units):
+        for array in _arrays(unit):
+            users[array].append(place)
+    return [sorted({other for array in _arrays(unit) for other in users[array] if other != place}) for place, unit in enumerate(graph.units)]
+
+
+def _around(edges: Iterable[Source], colours: Colours) -> tuple[object, ...]:
     return tuple(sorted((colours[unit] if unit >= 0 else unit, at, tags) for unit, at, tags in edges))
 
 

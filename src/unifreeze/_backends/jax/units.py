@@ -47,6 +47,8 @@ class Scribe:
             return flow.constant(one.shape)
         if isinstance(one, Expr):
             return one.computed
+        if one.form == "one hot":
+            self.refuse("What is one-hot and meets no table")
         return self._settled(one) if one.pending or one.form == "normal" else one.value
 
     def broadcast(self, value: flow.Value, shape: Sequence[int]) -> flow.Value:

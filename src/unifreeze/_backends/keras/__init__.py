@@ -99,7 +99,7 @@ class KerasBackend(Backend):
         """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""
         return figures.compared(tree)
 
-    def graph(self, model: Any, shape: tuple[int, ...] | None, apply: object = None) -> Traced:  # noqa: ARG002 - these models say what they compute
+    def graph(self, model: Any, shape: Any, apply: object = None) -> Traced:  # noqa: ARG002 - these models say what they compute
         """Traces the weighted dataflow in inference."""
         return graph.trace(model, self.layers(model), shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import keras
@@ -199,18 +200,8 @@ def _subclassed(tracer: _Tracer, model: Any, shape: Any) -> tuple[list[Any], lis
         raise BackendError(f"{type(model).__name__} {model.name!r} does not say the shape of its input.\n  Give it, channels last: shape=(1, 224, 224, 3).")
     names, shapes = _shapes(given)
     shapes = [_closed(one, None) for one in shapes]
-    parameters = _parameters(model)
-    by_name = all(name in parameters for name in names)
-
-    def call(made: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-        if by_name and any(names):
-            return [], dict(zip(names, made, strict=True))
-        if any(names):
-            return [dict(zip(names, made, strict=True))], {}
-        return ([made] if len(made) > 1 and len(parameters) == 1 else made), {}
-
     first: BackendError | None = None
-    for dtype in ("float32", "int32"):
+    for call, dtype in product(_calls(names, _parameters(model)), ("float32", "int32")):
         tracer.tracing.units.clear()
         tracer.tracing.inputs = 0
         tracer.expanded.clear()
@@ -221,6 +212,16 @@ def _subclassed(tracer: _Tracer, model: Any, shape: Any) -> tuple[list[Any], lis
             first = first or error
     assert first is not None
     raise first
+
+
+def _calls(names: list[str], parameters: list[str]) -> list[Callable[[list[Any]], tuple[list[Any], dict[str, Any]]]]:
+    """The ways in which ``call`` may take its inputs: by name, one after another, or as one list or dictionary."""
+    if any(names) and all(name in parameters for name in names):
+        return [lambda made: ([], dict(zip(names, made, strict=True)))]
+    if len(names) == 1 or len(parameters) > 1:
+        return [lambda made: (made, {})]
+    listed: list[Callable[[list[Any]], tuple[list[Any], dict[str, Any]]]] = [lambda made: ([made], {})]
+    return [lambda made: ([dict(zip(names, made, strict=True))], {}), *listed] if any(names) else listed
 
 
 def _parameters(model: Any) -> list[str]:

@@ -144,7 +144,7 @@ def _prelu(tracing: Tracing, op: Any, given: Sequence[Any], of: Of) -> Any:
 
 
 def _merge(tracing: Tracing, op: Any, given: Sequence[Any], _: Of) -> Any:
-    return tracing.elementwise(WORDS[type(op)], *given)
+    return tracing.elementwise(next(word for cls, word in WORDS.items() if isinstance(op, cls)), *given)
 
 
 def _concatenation(tracing: Tracing, op: Any, given: Sequence[Any], _: Of) -> Any:

@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.ops.node import Node
 
 from unifreeze.plugin import BackendError
 
@@ -23,12 +25,14 @@ class Stage:
 
     Attributes:
         symbols: For the id of each symbol, the variable that it stands for.
+        live: Whether the weights are symbols now.
     """
 
     def __init__(self, layers: list[Any]) -> None:
         self._layers = layers
         self._holders: list[tuple[dict[str, Any], str, Any, Any]] = []
         self.symbols: dict[int, Any] = {}
+        self.live = False
 
     def _prepare(self) -> None:
         symbols: dict[int, Any] = {}
@@ -49,6 +53,7 @@ class Stage:
                     self._holders.append((vars(layer), name, value, [symbol(one) for one in value]))
 
     def _put(self, *, symbolic: bool) -> None:
+        self.live = symbolic
         for holder, name, real, symbol in self._holders:
             holder[name] = symbol if symbolic else real
 
@@ -70,12 +75,13 @@ class Stage:
         before = dict(names) if names is not None else None
         nodes = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes), list(layer._losses)) for layer in self._layers]
         for layer in self._layers:
-            vars(layer)["compute_output_spec"] = _with_real_weights(self, layer)
+            vars(layer).update(compute_output_spec=_with_real_weights(self, layer), call=_with_symbols(self, layer))
         try:
             yield
         finally:
             for layer, inbound, outbound, losses in nodes:
-                vars(layer).pop("compute_output_spec", None)
+                vars(layer).pop("compute_output_spec")
+                vars(layer).pop("call")
                 del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
                 with suppress(AttributeError):
                     layer._losses[:] = losses
@@ -86,11 +92,11 @@ class Stage:
     def run(self, layer: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """What ``call`` returns for these symbols."""
         given = {name: value for name, value in kwargs.items() if value is not None}
-        if "training" in inspect.signature(layer.call).parameters:
+        if "training" in inspect.signature(type(layer).call).parameters:
             given["training"] = False
         try:
             with self.symbolic():
-                return layer.call(*args, **given)
+                return type(layer).call(layer, *args, **given)
         except BackendError:
             raise
         except Exception as error:
@@ -111,3 +117,23 @@ def _with_real_weights(stage: Stage, layer: Any) -> Any:
             stage._put(symbolic=True)
 
     return compute_output_spec
+
+
+def _with_symbols(stage: Stage, layer: Any) -> Any:
+    """``call`` of a layer that is given constants while weights are symbols, such as positions: a node all the same."""
+    usual = type(layer).call
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not stage.live:
+            return usual(layer, *args, **kwargs)
+        given = keras.tree.map_structure(_symbol, (args, kwargs))
+        outputs = layer.compute_output_spec(*given[0], **given[1])
+        Node(operation=layer, call_args=given[0], call_kwargs=given[1], outputs=outputs)
+        return outputs
+
+    return call
+
+
+def _symbol(one: Any) -> Any:
+    is_array = keras.ops.is_tensor(one) or isinstance(one, np.ndarray)
+    return keras.KerasTensor(tuple(one.shape), dtype=keras.backend.standardize_dtype(one.dtype)) if is_array else one

@@ -72,7 +72,7 @@ class TorchBackend(Backend):
         """Names what trains in words and gets no gradient."""
         return without_gradient(read(cast(nn.Module, model)))
 
-    def graph(self, model: object, shape: tuple[int, ...] | None, apply: object = None) -> Traced:  # noqa: ARG002 - these models say what they compute
+    def graph(self, model: object, shape: Any, apply: object = None) -> Traced:  # noqa: ARG002 - these models say what they compute
         """Traces the weighted dataflow in inference."""
         return graph.trace(cast(nn.Module, model), self.layers(model), shape)
 

@@ -72,6 +72,8 @@ class Recorder:
             for one in outs:
                 self.values.pop(id(one), None)
             return
+        if len(known) > 1 and func._schema.is_mutable and outs and _is_part(outs[0]):
+            raise self.tracing.refusal(f"The operation {name}, which changes a part of a tensor in place,")
         values = self._value(name, func, args, kwargs, outs)
         for one, value in zip(outs, values if isinstance(values, list) else [values] * len(outs), strict=False):
             self.keep(one, value)
@@ -111,6 +113,10 @@ class Recorder:
         if len(value.axes) != len(out.shape):
             value = flow.broadcast(value, out.shape)
         return flow.resized(value, out.shape)
+
+
+def _is_part(tensor: Any) -> bool:
+    return tensor._is_view() and tensor._base is not None and tensor._base.numel() != tensor.numel()
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -350,6 +356,15 @@ def _pad(rec: Recorder, given: dict[str, Any], _: Sequence[Any]) -> Any:
         axis, (before, after) = len(value.axes) - 1 - place, pads[2 * place : 2 * place + 2]
         value = rec.tracing.padded(value, axis, before, after)
     return value
+
+
+@_for("as_strided")
+def _as_strided(rec: Recorder, given: dict[str, Any], outs: Sequence[Any]) -> Any:
+    x = given["self"]
+    steps = ([step for step, size in zip(one.stride(), one.shape, strict=True) if size > 1] for one in (x, outs[0]))
+    if x.shape == outs[0].shape and next(steps) == next(steps):
+        return rec.of(x)
+    raise rec.tracing.refusal(f"The operation as_strided of {tuple(x.shape)} to {tuple(outs[0].shape)}")
 
 
 @_for("roll", "flip")

@@ -1,0 +1,141 @@
+"""The language of tracing: what a tensor of numbers undergoes, its value undergoes too; the numbers say whether the value tells the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unifreeze import errors
+from unifreeze._flow import constant, dropped, fresh, joined, parameter, read, reshaped, sliced, transposed
+from unifreeze._graph import Weight
+from unifreeze._port.match import match
+from unifreeze._tracing import Tracing
+
+WIDTH = 12
+
+
+def divisors(size):
+    return [n for n in range(1, size + 1) if size % n == 0]
+
+
+@st.composite
+def histories(draw):
+    """What happens to the twelve channels of a unit: they are regrouped, turned, cut and joined again."""
+    return [
+        (draw(st.sampled_from(["split", "turn", "cut", "merge"])), draw(st.integers(0, 5)), draw(st.integers(0, 5))) for _ in range(draw(st.integers(1, 6)))
+    ]
+
+
+def undergo(history):
+    """The value and, beside it, an array that holds the number of the channel that stands at each place."""
+    value, array = fresh(0, (1, WIDTH)), np.arange(WIDTH).reshape(1, WIDTH)
+    for what, a, b in history:
+        rank = array.ndim
+        if what == "split":
+            axis = a % rank
+            size = array.shape[axis]
+            outer = divisors(size)[b % len(divisors(size))]
+            shape = (*array.shape[:axis], outer, size // outer, *array.shape[axis + 1 :])
+            value, array = reshaped(value, shape), array.reshape(shape)
+        elif what == "turn":
+            order = list(np.random.default_rng(7 * a + b).permutation(rank))
+            value, array = transposed(value, [int(axis) for axis in order]), array.transpose(order)
+        elif what == "cut":
+            axis = a % rank
+            count = max(array.shape[axis] // 2, 1)
+            start = b % (array.shape[axis] - count + 1)
+            value, array = sliced(value, axis, start, 1, count), np.take(array, range(start, start + count), axis)
+        else:
+            value, array = reshaped(value, (1, array.size)), array.reshape(1, array.size)
+    return reshaped(value, (1, array.size)), array.reshape(-1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories())
+def test_a_value_knows_which_channel_stands_where(history):
+    try:
+        value, array = undergo(history)
+    except errors.BackendError:
+        return
+    flows, order = read(value, [1])
+    (flow,) = flows
+    part = np.asarray(flow.part or range(WIDTH))
+    # The unit that reads is told in which order its rows are to be taken: that of the channels.
+    where = {key: place for place, (key, _) in enumerate(value.axes[1])}
+    rows = array.reshape([size for _, size in value.axes[1]]).transpose([where[key] for key in order]).reshape(-1)
+    seen = part[list(flow.index)] if flow.index else part
+    assert np.array_equal(rows, seen)
+
+
+def test_a_concatenation_and_its_slices():
+    a, b = fresh(0, (1, 3)), fresh(1, (1, 5))
+    both = joined([a, b], 1)
+    (left,) = sliced(both, 1, 0, 1, 3).flows
+    assert (left.unit, left.part, left.index) == (0, (0, 1, 2), ())
+    middle = {(flow.unit, flow.part) for flow in sliced(both, 1, 2, 1, 2).flows}
+    assert middle == {(0, (2,)), (1, (0,))}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3), (1, 24), (1, 4, 6)])
+def test_a_flattened_image_is_read_in_the_same_order_by_all(shape):
+    last, first = fresh(0, (1, 2, 4, 3)), fresh(0, (1, 3, 2, 4), channel=1)
+    kernel = {"a": (24, 5), "b": (5, 24)}
+    graphs = []
+    for value, path in ((last, "a"), (first, "b")):
+        tracing = Tracing({path: path, "conv": "conv"})
+        tracing.unit("conv", frozenset(), (1,), {"kernel": Weight("conv", (), (), (1,))})
+        flat = reshaped(value, (1, 24))
+        weight = parameter(path, kernel[path])
+        out = tracing.linear(flat, weight if path == "a" else transposed(weight, (1, 0)))
+        graphs.append(tracing.finish([out]))
+    one, other = (graph.units[1].weights["kernel"] for graph in graphs)
+    image = np.arange(24 * 5).reshape(2, 4, 3, 5)
+    assert np.array_equal(one.shared(image.reshape(24, 5)), other.shared(image.transpose(2, 0, 1, 3).reshape(24, 5).T))
+    assert match(*graphs).certificate == "exact"
+
+
+def test_a_regrouping_that_mixes_axes_is_refused():
+    with pytest.raises(errors.BackendError, match="mixes axes"):
+        reshaped(transposed(fresh(0, (1, 4, 3)), (0, 2, 1)), (1, 2, 6))
+
+
+def test_a_bias_belongs_to_what_it_is_added_to_only_if_nothing_else_reads_that():
+    for shared in (False, True):
+        tracing = Tracing({"k": "k", "b": "b", "o": "o"})
+        product = tracing.linear(tracing.input((1, 4)), parameter("k", (4, 4)))
+        biased = tracing.elementwise("+", product, parameter("b", (4,)))
+        graph = tracing.finish([tracing.linear(biased, parameter("o", (4, 4)))] + [product] * shared)
+        assert [sorted(unit.weights) for unit in graph.units] == ([["kernel"], ["bias"], ["kernel"]] if shared else [["bias", "kernel"], ["kernel"]])
+
+
+def test_a_projection_of_which_some_is_never_read_stays_whole():
+    def graph(*parts):
+        tracing = Tracing({"k": "k", "o": "o"})
+        product = tracing.linear(tracing.input((1, 4)), parameter("k", (4, 6)))
+        return tracing.finish([sliced(product, 1, start, 1, 2) for start in parts])
+
+    assert [unit.shape for unit in graph(0, 2, 4).units] == [(4, 2)] * 3
+    assert [unit.shape for unit in graph(0, 2).units] == [(4, 6)]
+    assert match(graph(0, 2), graph(2, 0)).certificate == "exact"
+    assert match(graph(0, 2), graph(0, 4)).certificate != "exact"
+
+
+def test_part_of_a_weight_there_and_back():
+    tracing = Tracing({"w": "w"})
+    tracing.linear(tracing.input((1, 4)), transposed(sliced(parameter("w", (6, 4)), 0, 2, 1, 2), (1, 0)))
+    weight = tracing.units[0].weights["kernel"]
+    array = np.arange(24.0).reshape(6, 4)
+    assert np.array_equal(weight.shared(array), array[2:4].T)
+    new = weight.into(array, np.zeros((4, 2)))
+    assert np.array_equal(new[2:4], np.zeros((2, 4)))
+    assert np.array_equal(new[[0, 1, 4, 5]], array[[0, 1, 4, 5]])
+
+
+def test_a_class_token_is_a_unit_and_a_constant_is_none():
+    tracing = Tracing({"t": "t"})
+    x = tracing.input((1, 6, 4))
+    out = tracing.joined([tracing.broadcast(parameter("t", (1, 1, 4)), (1, 1, 4)), tracing.elementwise("+", x, constant((6, 4)))], 1)
+    graph = tracing.finish([dropped(sliced(out, 1, 0, 1, 1), 1)])
+    assert [(unit.kind, unit.shape, unit.sources) for unit in graph.units] == [("embedding", (4,), frozenset())]

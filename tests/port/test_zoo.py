@@ -1,0 +1,107 @@
+"""Models of keras.applications against those of torchvision and timm that are the same: exact, and the weights carried over prove it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import torchvision_cpu  # noqa: F401
+from unifreeze import correspond
+
+#: Sizes at which Keras pads as PyTorch does: on both sides where the size is odd.
+SIZES = {
+    "Xception": 75,
+    "MobileNetV3Small": 65,
+    "DenseNet121": 65,
+    "EfficientNetB0": 65,
+    "ConvNeXtTiny": 64,
+    "ResNet50": 64,
+    "MobileNetV2": 65,
+    "VGG16": 224,
+    "InceptionV3": 299,
+}
+UNITS = {
+    "Xception": 115,
+    "MobileNetV3Small": 88,
+    "DenseNet121": 242,
+    "EfficientNetB0": 131,
+    "ConvNeXtTiny": 100,
+    "ResNet50": 107,
+    "MobileNetV2": 105,
+    "VGG16": 16,
+    "InceptionV3": 189,
+}
+QUICK = [("MobileNetV3Small", "torchvision", "mobilenet_v3_small"), ("ConvNeXtTiny", "timm", "convnext_tiny"), ("Xception", "timm", "legacy_xception")]
+DEEP = [
+    ("DenseNet121", "torchvision", "densenet121"),
+    ("DenseNet121", "timm", "densenet121"),
+    ("EfficientNetB0", "torchvision", "efficientnet_b0"),
+    ("EfficientNetB0", "timm", "tf_efficientnet_b0"),
+    ("ConvNeXtTiny", "torchvision", "convnext_tiny"),
+    ("MobileNetV3Small", "timm", "tf_mobilenetv3_small_100"),
+    ("ResNet50", "timm", "resnet50"),
+    ("MobileNetV2", "timm", "mobilenetv2_100"),
+    ("VGG16", "timm", "vgg16"),
+    ("InceptionV3", "timm", "inception_v3"),
+]
+
+
+def randomised(model, seed=0):
+    """Statistics and scales away from zero and one, so that nothing hides, and of a size that keeps activations near one."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        name, shape = variable.path.rpartition("/")[2], variable.shape
+        if name in {"gamma", "moving_variance"}:
+            variable.assign(rng.uniform(0.8, 1.2, shape))
+        elif name in {"beta", "bias", "moving_mean"}:
+            variable.assign(rng.uniform(-0.1, 0.1, shape))
+    return model
+
+
+def of_keras(name):
+    """The model, without what it does to pixels first: the same numbers go into both models."""
+    builder, size = getattr(keras.applications, name), SIZES[name]
+    more = {"include_preprocessing": False} if name in {"MobileNetV3Small", "ConvNeXtTiny"} else {}
+    model = builder(weights=None, input_shape=(size, size, 3), classifier_activation=None, **more)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Rescaling):
+            layer.scale, layer.offset = 1.0, 0.0
+    return randomised(model)
+
+
+def of_torch(source, name):
+    if source == "timm":
+        return import_module("timm").create_model(name, pretrained=False).eval()
+    return getattr(import_module("torchvision.models"), name)().eval()
+
+
+def alike(model, found, monkeypatch):
+    """Sets alike what no weight decides: epsilons, where strides lie, and pools that count their padding."""
+    modules = dict(model.named_modules())
+    for _, theirs, setting, value, _ in found.differences:
+        if setting in {"epsilon", "stride"}:
+            setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
+    pool = torch.nn.functional.avg_pool2d
+    monkeypatch.setattr(torch.nn.functional, "avg_pool2d", lambda *args, **kw: pool(*args, **kw | {"count_include_pad": False}))
+
+
+@pytest.mark.parametrize(("name", "source", "twin"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.deep) for pair in DEEP)])
+def test_the_same_model_is_exact_and_gives_the_same_output(name, source, twin, monkeypatch):
+    ours, theirs = of_keras(name), of_torch(source, twin)
+    found = correspond(ours, theirs)
+    assert (found.certificate, len(found.pairs), found.interchangeable) == ("exact", UNITS[name], ())
+    found.transfer()
+    alike(theirs, found, monkeypatch)
+    x = np.random.default_rng(1).normal(size=(2, *ours.input_shape[1:])).astype("float32")
+    assert found.verify(x) < 1e-5
+    with torch.no_grad():
+        got = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    expected = keras.ops.convert_to_numpy(ours(x, training=False))
+    scale = np.abs(expected).max()
+    assert np.abs(got - expected).max() < 1e-5 * scale
+    # The input matters.
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3 * scale
