@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from kits.keras_eyes import drawing, look, which_moved
@@ -158,10 +158,15 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=330, derandomize=True, deadline=None, suppress_health_check=QUIET, database=None)
-@given(stories())
-def test_random_stories_step_by_step(story: Any) -> None:
-    play(*story, eager=True)
+@pytest.mark.parametrize("part", range(3))
+def test_random_stories_step_by_step(part: int) -> None:
+    @seed(part)
+    @settings(max_examples=110, deadline=None, suppress_health_check=QUIET, database=None)
+    @given(stories())
+    def run(story: Any) -> None:
+        play(*story, eager=True)
+
+    run()
 
 
 @pytest.mark.filterwarnings("ignore")
