@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import jax
+
 from .refusals import refuse_optimizer_state, refuse_without_floats
 from .tree import PASSING, inside, is_array, is_inexact, joined, leaf_name, loses_order, shelves, split, told_apart, unboxed
 
@@ -88,7 +90,8 @@ class Reader:
                 owner.arrays.append((name, leaf, shelf == "params"))
                 trains = trains or is_inexact(leaf.dtype)
         if not trains:
-            refuse_without_floats([f"{name} ({leaf.dtype})" for name, (_, leaf) in zip(self.names, self.found, strict=True) if is_array(leaf)])
+            leaves = jax.tree_util.tree_flatten_with_path(self.tree)[0]
+            refuse_without_floats([f"{jax.tree_util.keystr(keys)} ({leaf.dtype})" for keys, leaf in leaves if is_array(leaf)])
         self.root.native = self.tree
         for node in reversed(_below(self.root)):
             node.children = {name: child for name, child in node.children.items() if child.arrays or child.children}
