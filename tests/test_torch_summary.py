@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -172,6 +173,11 @@ def test_shapes_of_a_model_on_the_meta_device_that_nobody_could_hold() -> None:
     row = next(row for row in found.rows if row.repeat > 1)
     assert (row.path, row.last, row.repeat, row.output_shape) == ("model.layers.0", "model.layers.79", 80, (1, 16, 8192))
     assert all(p.device.type == "meta" for p in model.parameters())
+    tracemalloc.start()
+    assert summary(model).totals.parameters == found.totals.parameters
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # bytes, of a model of 141 GB
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

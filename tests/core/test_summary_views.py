@@ -138,6 +138,8 @@ def test_the_calls_that_still_hold_are_told() -> None:
     assert why("body.layer_1").startswith("freeze(layers=<lambda>")
     inner.undo()
     assert why("body.layer_1") == ""
+    model.body.layer_1.kernel.trainable = False
+    assert why("body.layer_1") == "by hand (no call is known)"
     model.head.kernel.trainable = False
     assert why("head") == "by hand (no call is known)"
     freeze(model, layers="stem.conv", params="kernel")
