@@ -65,7 +65,7 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_slots", "_told", "_summary.columns")
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_digest", "_slots", "_told", "_summary.columns")
     return [f"unifreeze.{room}" for room in rooms]
 
 
@@ -86,7 +86,7 @@ def tests(session: nox.Session, backend: str) -> None:
     RAN.append(backend)
     session.notify("conformance")
     _install(session, ".", group=f"test-{backend}")
-    doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_summary.table"))]
+    doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_guard", "_audit.verb", "_summary.table"))]
     also = [*PAGES, *(doctests if backend == "torch" else []), f"--conformance={report}"]
     session.run("pytest", *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend})
 

@@ -166,7 +166,7 @@ class Freezing:
             >>> from unifreeze import freeze
             >>> _ = torch.manual_seed(0)
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
-            >>> one, other = freeze(model, layers="0").digest(), freeze(model, layers="1").digest()
+            >>> one, other = freeze(model, params="0.bias").digest(), freeze(model, layers="0").digest()
             >>> len(one.plan), len(one.values), one.plan == other.plan
             (16, 16, False)
         """

@@ -2,7 +2,7 @@
 
 A backend turns a model into plain data (``layers``) and can set what is frozen (``apply``). It is found through an entry point of the group
 ``unifreeze`` whose name is the import name of the package that makes the models; the backend is loaded once that package is imported. See
-"Writing a backend" in the docs for a whole one in eighty lines.
+"Writing a backend" in the docs for a whole one in a hundred lines.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def trainable(model: Any, tree: Layer, said: Any) -> Iterator[str]:
 
 def _spread(said: Any, model: Any) -> Any:
     """A verdict for each leaf. A function is one of the whole tree (optax) or of a leaf (equinox); what is said of a node is said of all below."""
-    if callable(said) and not isinstance(said, bool):
+    if callable(said) and jax.tree_util.all_leaves([said]):  # a module of equinox is callable, too, and a tree
         given = said(model)
         if isinstance(given, bool) and not is_array(model):
             return jax.tree_util.tree_map(lambda leaf: bool(said(leaf)), model)
