@@ -277,6 +277,12 @@ def test_the_shell_completes() -> None:
     assert done.stdout.split() == ["summary"]
 
 
+@pytest.mark.parametrize("words", [[], ["layers"], ["freeze"], ["audit"], ["recipe", "check"]], ids=" ".join)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert ending.run(app, [*words, "--help"]) == 0
+    assert f"Usage: {' '.join(['unifreeze', *words])}" in capsys.readouterr().out
+
+
 def test_backends_are_listed_with_how_to_install_them() -> None:
     done = run("backends")
     assert done.returncode == 0
