@@ -29,11 +29,22 @@ class Recorded:
 
 def folded(units: Sequence[Recorded], ends: Sequence[Flows], inputs: tuple[tuple[int, ...], ...]) -> Graph:
     """The graph of what was recorded, with its outputs and the shapes of its inputs."""
-    found, outs = _biased(list(units), list(ends))
+    found, outs = _biased(*_used(list(units), list(ends)))
     found, outs = _parted(found, outs)
     found, outs = _biased(found, outs)
     placed = tuple(Unit(one.layer, one.kind, one.shape, frozenset(map(_source, one.flows)), one.weights, one.settings) for one in found)
     return Graph(placed, tuple(frozenset(map(_source, flows)) for flows in outs), inputs)
+
+
+def _used(units: list[Recorded], ends: list[Flows]) -> tuple[list[Recorded], list[Flows]]:
+    """Without the units that nothing comes of."""
+    needed = {flow.unit for flows in ends for flow in flows}
+    for place in range(len(units) - 1, -1, -1):
+        if place in needed:
+            needed |= {flow.unit for flow in units[place].flows}
+    kept = [place for place in range(len(units)) if place in needed]
+    where = {place: number for number, place in enumerate(kept)}
+    return [replace(units[place], flows=_moved(units[place].flows, where)) for place in kept], [_moved(flows, where) for flows in ends]
 
 
 def _source(flow: Flow) -> Source:

@@ -139,3 +139,10 @@ def test_a_class_token_is_a_unit_and_a_constant_is_none():
     out = tracing.joined([tracing.broadcast(parameter("t", (1, 1, 4)), (1, 1, 4)), tracing.elementwise("+", x, constant((6, 4)))], 1)
     graph = tracing.finish([dropped(sliced(out, 1, 0, 1, 1), 1)])
     assert [(unit.kind, unit.shape, unit.sources) for unit in graph.units] == [("embedding", (4,), frozenset())]
+
+
+def test_what_nothing_comes_of_is_no_part_of_the_graph():
+    tracing = Tracing({"dead": "dead", "k": "k"})
+    x = tracing.input((1, 4))
+    tracing.linear(x, parameter("dead", (4, 4)))
+    assert [unit.layer for unit in tracing.finish([tracing.linear(x, parameter("k", (4, 2)))]).units] == ["k"]

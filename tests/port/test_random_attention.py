@@ -45,9 +45,9 @@ def keras_of(plan):
     values = [words]
 
     def attention(x, heads):
-        q, k, v = (L.EinsumDense("abc,cde->abde", (None, heads, WIDTH // heads), bias_axes="de")(x) for _ in range(3))
+        q, k, v = (L.EinsumDense("abc,cde->abde", (LENGTH, heads, WIDTH // heads), bias_axes="de")(x) for _ in range(3))
         scores = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", q, k), -1)
-        return L.EinsumDense("abde,dec->abc", (None, WIDTH), bias_axes="c")(ops.einsum("bhqk,bkhd->bqhd", scores, v))
+        return L.EinsumDense("abde,dec->abc", (LENGTH, WIDTH), bias_axes="c")(ops.einsum("bhqk,bkhd->bqhd", scores, v))
 
     for what, source, heads, residual in plan:
         x = values[source]
