@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torchvision
 
 import torchvision_cpu  # noqa: F401 - before torchvision
 from kits.prompt import run
@@ -14,6 +13,8 @@ from unifreeze import apply
 
 
 def test_resnet18_is_frozen_from_the_prompt(tmp_path: Path) -> None:
+    import torchvision
+
     words = ("torchvision.models:resnet18", "before:layer2", "--arg", "num_classes=10", "--output", "recipe.yaml", "--json")
     done = run("freeze", *words, cwd=tmp_path, first="import torchvision_cpu")
     assert done.returncode == 0, done.stderr

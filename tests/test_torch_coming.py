@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import pytest
-import timm.utils
 import torch
 from torch import nn
 
@@ -35,6 +34,8 @@ def trainable(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize(("wrote", "write"), [*rows("PyTorch by hand"), *rows("timm")])
 def test_both_sides_leave_the_same_trainable(wrote: str, write: str) -> None:
+    import timm.utils
+
     theirs, ours = build(), build()
     run(wrote, model=theirs, nn=nn, timm=timm)
     run(write, model=ours, nn=nn)
