@@ -200,6 +200,7 @@ def test_json_is_of_the_form_that_the_docs_tell(asked: dict[str, Any]) -> None:
     freeze(model, layers=first(1))
     data = json.loads(summary(model, **asked).to_json())
     jsonschema.Draft202012Validator(SCHEMA).validate(data)
+    assert {*asked.get("columns", [])} - {"layer"} <= data["layers"][0].keys()
     broken = {**data, "layers": [{**data["layers"][0], "status": "iced"}]}
     assert list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(broken))
 
