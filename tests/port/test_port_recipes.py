@@ -51,6 +51,7 @@ def test_a_recipe_freezes_in_the_twin_what_it_freezes_in_keras_and_back(name: st
     script = RECIPES[name].script()
     model = next(model for place, model in enumerate(script) if place == phase)
     part = part_of(twins.randomised(model), name)
+    twins.calibrated(part, shape or part.input_shape)
     theirs = twins.twin(architecture, **more)
     trains = statuses(model, part)
     flags = {id(layer): layer.trainable for layer in twins.keras_layers(part)}
