@@ -65,7 +65,8 @@ class Pair:
 
 
 def keras_zoo(name: str, size: int, **more: Any) -> Any:
-    return twins.randomised(getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classifier_activation=None, **more))
+    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classifier_activation=None, **more)
+    return twins.calibrated(twins.randomised(model), (1, size, size, 3))
 
 
 def torchvision_zoo(name: str, **more: Any) -> Any:
