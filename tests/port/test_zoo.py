@@ -93,7 +93,7 @@ def alike(model, found, monkeypatch):
             setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
     pool = torch.nn.functional.avg_pool2d
 
-    def apart(x, kernel_size, stride=None, padding=0, ceil_mode=False, *_):
+    def apart(x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
         return pool(x, kernel_size, stride, padding, ceil_mode, count_include_pad=False)
 
     monkeypatch.setattr(torch.nn.functional, "avg_pool2d", apart)
