@@ -115,7 +115,7 @@ def test_a_freeze_of_one_projection_cannot_be_carried_into_a_fused_one():
     with pytest.raises(errors.CorrespondenceError, match="several layers of the source in one array"):
         port({"steps": [{"freeze": "**.query"}]}, ours, theirs)
     assert all(p.requires_grad for p in theirs.parameters())
-    port({"steps": [{"freeze": ["**.query", "**.key", "**.value"]}]}, ours, theirs)
+    port({"steps": [{"freeze": f"**.{role}"} for role in ("query", "key", "value")]}, ours, theirs)
     assert {name for name, p in theirs.named_parameters() if not p.requires_grad} == {
         f"blocks.{block}.attn.qkv.{what}" for block in (0, 1) for what in ("weight", "bias")
     }
