@@ -5,6 +5,7 @@ A pair is a row of ``PAIRS``: two builders and the shape of the input, channels 
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import warnings
@@ -65,7 +66,11 @@ class Pair:
 
 
 def keras_zoo(name: str, size: int, **more: Any) -> Any:
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classifier_activation=None, **more)
+    """The model, without what it does to pixels first: the same numbers go into both models."""
+    builder = getattr(keras.applications, name)
+    if "include_preprocessing" in inspect.signature(builder).parameters:
+        more["include_preprocessing"] = False
+    model = builder(weights=None, input_shape=(size, size, 3), classifier_activation=None, **more)
     return twins.calibrated(twins.randomised(model), (1, size, size, 3))
 
 
