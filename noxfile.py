@@ -65,7 +65,7 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_digest", "_slots", "_told", "_summary.columns")
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_checksum", "_digest", "_slots", "_told", "_summary.columns")
     return [f"unifreeze.{room}" for room in rooms]
 
 

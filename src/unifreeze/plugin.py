@@ -14,6 +14,7 @@ import pluggy
 
 from . import _flow as flow
 from ._backend import Applied, Backend, Request
+from ._checksum import FACTOR, folded, width
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._inputs import Inputs, Shape, Spec
@@ -25,6 +26,7 @@ from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
 __all__ = [
+    "FACTOR",
     "KINDS",
     "Applied",
     "ArgumentError",
@@ -57,6 +59,7 @@ __all__ = [
     "Weight",
     "concatenated",
     "flow",
+    "folded",
     "hookimpl",
     "hookspec",
     "merged",
@@ -64,6 +67,7 @@ __all__ = [
     "natural",
     "role",
     "times",
+    "width",
 ]
 
 hookspec = pluggy.HookspecMarker("unifreeze")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable
-from math import isqrt
 from typing import Any
 
 import jax
@@ -12,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from unifreeze.plugin import FACTOR, folded, width
+
 from .tree import is_key
 
 _SMALL = 1 << 15
-_WIDEST = 1 << 17
-# Odd, so that multiplying by it loses nothing modulo 2**64.
-_FACTOR = 0x9E3779B97F4A7C15
 
 
 def fingerprint(array: Any) -> Hashable:
@@ -56,29 +54,6 @@ def _far(array: Any) -> bool:
     return isinstance(array, jax.Array) and not packed and len(array.devices()) == 1 and next(iter(array.devices())).platform != "cpu"
 
 
-def _width(size: int) -> int:
-    return min(8 * isqrt(size), _WIDEST)
-
-
-def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Folds a large array of words into a short one.
-
-    Every column is a chain: its sum is stirred, then the next word is added. Both lose nothing modulo 2**64, so a difference in one word of a column can't
-    vanish; differences in several vanish together only by chance. Without the shift, an even number of flipped signs would, since multiplication does not
-    spread a word's highest bit.
-    """
-    width, half, factor = _width(words.size), np.uint64(32), np.uint64(_FACTOR)
-    sums, high = np.zeros(width, np.uint64), np.empty(width, np.uint64)
-    for start in range(0, words.size, width):
-        row = words[start : start + width]
-        part, top = sums[: row.size], high[: row.size]
-        np.right_shift(part, half, out=top)
-        np.bitwise_xor(part, top, out=part)
-        np.multiply(part, factor, out=part)
-        np.add(part, row, out=part)
-    return sums
-
-
 @jax.jit
 def _folded_there(array: Any) -> tuple[Any, Any]:
     """The same on a device, and the bytes that fill no word. It is traced with 64-bit types on."""
@@ -88,13 +63,13 @@ def _folded_there(array: Any) -> tuple[Any, Any]:
     octets = jax.lax.bitcast_convert_type(plain, jnp.uint8).reshape(-1)
     whole = octets.size // 8 * 8
     words = jax.lax.bitcast_convert_type(octets[:whole].reshape(-1, 8), jnp.uint64)
-    width = _width(words.size)
-    rows, left = divmod(words.size, width)
+    columns = width(words.size)
+    rows, left = divmod(words.size, columns)
 
     def add(sums: Any, row: Any) -> tuple[Any, None]:
-        return (sums ^ (sums >> 32)) * jnp.uint64(_FACTOR) + row, None
+        return (sums ^ (sums >> 32)) * jnp.uint64(FACTOR) + row, None
 
-    sums, _ = jax.lax.scan(add, jnp.zeros(width, jnp.uint64), words[: rows * width].reshape(rows, width))
+    sums, _ = jax.lax.scan(add, jnp.zeros(columns, jnp.uint64), words[: rows * columns].reshape(rows, columns))
     if left:
-        sums = sums.at[:left].set(add(sums[:left], words[rows * width :])[0])
+        sums = sums.at[:left].set(add(sums[:left], words[rows * columns :])[0])
     return sums, octets[whole:]
