@@ -25,6 +25,8 @@ PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
 # The models of the tests are small: a second thread waits, and keeps a core busy with it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# A framework is a large thing to hold several times.
+WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]
 
 
 def _pythons() -> list[str]:
@@ -59,9 +61,8 @@ def core(session: nox.Session) -> None:
     """The core on the toy backend, with no framework installed."""
     _install(session, ".", "./examples/unifreeze-toy", group="test")
     session.run("python", "-c", "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'keras', 'jax', 'flax', 'equinox')))")
-    session.run(
-        "pytest", "tests/core", "examples/unifreeze-toy/tests", *PAGES, "--doctest-modules", "--pyargs", *_doctested(), *session.posargs, env={"PAGES": "core"}
-    )
+    also = [*PAGES, "--doctest-modules", "--pyargs", *_doctested()]
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *also, *session.posargs, env={"PAGES": "core"})
 
 
 def _doctested() -> list[str]:
@@ -74,7 +75,7 @@ def minimums(session: nox.Session) -> None:
     """The core with the oldest versions that pyproject.toml allows."""
     oldest = [need.replace(">=", "==") for need in (*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "test"))]
     session.install("-q", ".", "./examples/unifreeze-toy", *oldest)
-    session.run("pytest", "tests/core", "examples/unifreeze-toy/tests", *session.posargs)
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -88,7 +89,7 @@ def tests(session: nox.Session, backend: str) -> None:
     _install(session, ".", group=f"test-{backend}")
     doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_guard", "_audit.verb", "_summary.table"))]
     also = [*PAGES, *(doctests if backend == "torch" else []), f"--conformance={report}"]
-    session.run("pytest", *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend})
+    session.run("pytest", *WORKERS, *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend})
 
 
 def _files(backend: str) -> list[str]:
@@ -106,7 +107,7 @@ def _environment(backend: str) -> dict[str, str]:
 def port(session: nox.Session) -> None:
     """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process; ``-- -m deep`` runs the long sweeps."""
     _install(session, ".", group="port")
-    session.run("pytest", "tests/port", *session.posargs, env=_environment("keras-jax"))
+    session.run("pytest", *WORKERS, "tests/port", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)

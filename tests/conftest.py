@@ -37,7 +37,8 @@ def pytest_report_header() -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--conformance")
-    if path:
+    # A worker sees its own tests alone; the controller sees all.
+    if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Report(Path(path)), "conformance-report")
 
 

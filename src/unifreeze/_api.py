@@ -362,8 +362,7 @@ def _set(model: object, layers: object, params: object, rows: object, inference:
     text = call_text("freeze" if frozen else "unfreeze", layers=layers, params=params, rows=rows)
     within = None if rows is None else functools.partial(_rows, backend, rows)
     wish.add(resolve(layers, tree, label), params, inference, frozen=frozen, within=within, text=text)
-    whole = layers is None or (isinstance(layers, str) and layers == "**")
-    return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (whole and params is None))
+    return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (layers is None and params is None))
 
 
 def _rows(backend: Backend, rows: object, parameter: Parameter) -> Rows:
