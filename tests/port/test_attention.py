@@ -112,7 +112,7 @@ def test_tracing_allocates_nothing_and_leaves_no_trace():
 
 def test_a_freeze_of_one_projection_cannot_be_carried_into_a_fused_one():
     ours, theirs = vit(mha=False), timms_vit()
-    with pytest.raises(errors.CorrespondenceError, match="several layers of the source in one array"):
+    with pytest.raises(errors.CorrespondenceError, match="one parameter of the target and several of the source"):
         port({"steps": [{"freeze": "**.query"}]}, ours, theirs)
     assert all(p.requires_grad for p in theirs.parameters())
     port({"steps": [{"freeze": f"**.{role}"} for role in ("query", "key", "value")]}, ours, theirs)
