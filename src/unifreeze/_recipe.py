@@ -207,7 +207,7 @@ class Recipe:
 
 
 def _call(step: Step, subject: str) -> str:
-    return f"freezing = {step.do}({subject}, {_arguments(step)})"
+    return f"freezing = {step.do}({', '.join((subject, *_arguments(step)))})"
 
 
 def _function(phase: Phase) -> list[str]:
@@ -216,9 +216,10 @@ def _function(phase: Phase) -> list[str]:
     return ["", "", f"def from_{moment}(freezing):", *(f"    {_call(step, 'freezing')}" for step in phase.steps), *rates, "    return freezing"]
 
 
-def _arguments(step: Step) -> str:
+def _arguments(step: Step) -> list[str]:
+    """The whole model goes without saying: to freeze it so is meant, and does not warn."""
     words = step.to_dict()
-    return ", ".join(f"{'layers' if key == step.do else key}={value!r}" for key, value in words.items())
+    return [f"{'layers' if key == step.do else key}={value!r}" for key, value in words.items() if (key, value) != (step.do, "**")]
 
 
 def _form(source: object) -> Any:
