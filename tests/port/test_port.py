@@ -56,7 +56,8 @@ def set_alike(model, found, monkeypatch):
     monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, **kw: pool(x, **kw, count_include_pad=False))
 
 
-@pytest.mark.parametrize("name", PAIRS)
+# The deep ones have what the others have: InceptionV3 its branches, ResNet50 its sums.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.deep) if name in {"VGG16", "MobileNetV2"} else name for name in PAIRS])
 def test_weights_carried_over_give_the_same_output(name, monkeypatch):
     ours, theirs = zoo(name)
     found = correspond(ours, theirs)

@@ -35,8 +35,9 @@ UNITS = {
     "VGG16": 16,
     "InceptionV3": 189,
 }
-QUICK = [("MobileNetV3Small", "torchvision", "mobilenet_v3_small"), ("ConvNeXtTiny", "timm", "convnext_tiny"), ("Xception", "timm", "legacy_xception")]
+QUICK = [("ConvNeXtTiny", "timm", "convnext_tiny"), ("Xception", "timm", "legacy_xception")]
 DEEP = [
+    ("MobileNetV3Small", "torchvision", "mobilenet_v3_small"),
     ("DenseNet121", "torchvision", "densenet121"),
     ("DenseNet121", "timm", "densenet121"),
     ("EfficientNetB0", "torchvision", "efficientnet_b0"),
