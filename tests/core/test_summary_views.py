@@ -34,7 +34,8 @@ def blocks(count: int = 5, width: int = 3) -> Any:
     return tn.Chain(**made, head=tn.Dense(width, 1, RNG))
 
 
-def test_columns_are_shown_in_the_order_that_was_asked_for() -> None:
+def test_columns_are_shown_in_the_order_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # a narrower table folds its words
     model = reference()
     freeze(model, layers="stem")
     shown = summary(model, columns=["path", "bytes", "kind", "dtype", "statistics", "why"])
