@@ -25,8 +25,8 @@ PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
 # The models of the tests are small: a second thread waits, and keeps a core busy with it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-# A framework is a large thing to hold several times.
-WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]
+# A framework is a large thing to hold several times; the blocks of a page run in order, in one process.
+WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 
 
 def _pythons() -> list[str]:
