@@ -98,7 +98,10 @@ def test_any_container_is_read() -> None:
     assert all(a is b for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(tree), strict=True))
 
 
-@pytest.mark.parametrize("model", [{}, [], {"a": 1.0}, {"a": "text"}, jnp.ones(3), {"a": object()}, lambda x: x], ids=repr)
+NO_MODELS = {"dict": {}, "list": [], "float": {"a": 1.0}, "text": {"a": "text"}, "array": jnp.ones(3), "object": {"a": object()}, "function": lambda x: x}
+
+
+@pytest.mark.parametrize("model", NO_MODELS.values(), ids=NO_MODELS)
 def test_what_holds_no_array_is_no_model(model: object) -> None:
     with pytest.raises(TypeError):
         freeze(model)
