@@ -30,7 +30,10 @@ class _Watch:
     def __init__(self, model: Any, obey: Callable[[Any], None]) -> None:
         self.model, self.obey = model, obey
         self.times = 0
-        self.note()
+        self.layers: list[Any] = []
+        self.owned: list[Any] = []
+        self.flags: list[bool] = []
+        self.compiled: Any = None
 
     def note(self) -> None:
         self.layers = self.model._flatten_layers()
