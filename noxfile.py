@@ -229,7 +229,7 @@ def _page(session: nox.Session, program: str, page: Path, env: dict[str, str], *
 def bench_keras(session: nox.Session, backend: str) -> None:
     """What freezing costs in Keras, against flags set by hand before ``compile``: steps, toggles, summaries."""
     _install(session, ".", group=f"test-{backend}")
-    session.run("python", "benchmarks/keras_cost.py", env=_environment(backend))
+    _page(session, "benchmarks/keras_cost.py", Path("docs/cost/keras") / f"{backend}.md", _environment(backend) | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)

@@ -1,7 +1,7 @@
-"""What freezing costs in Keras: ``KERAS_BACKEND=jax python benchmarks/keras_cost.py``, or ``nox -s "bench_keras(keras-jax)"``.
+"""What freezing costs in Keras: ``KERAS_BACKEND=jax python benchmarks/keras_cost.py``, or ``nox -s "bench_keras(keras-jax)"``. Prints a table for the docs.
 
 Everything that is compared takes turns in one process. A step is one ``train_on_batch``, after the functions are compiled; the figure is the median of the
-turns, and the best one in brackets. Toggles and summaries, which are Python alone, are given in processor time; steps, which use many threads, in wall time.
+turns, and the best one beside it. Toggles and summaries, which are Python alone, are given in processor time; steps, which use many threads, in wall time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def in_turns(calls: dict[str, Callable[[], object]], turns: int, warm: int = 3, 
     return times
 
 
-def shown(times: list[float]) -> str:
-    return f"{statistics.median(times):8.2f} ms ({min(times):.2f})"
+def show(what: str, times: list[float], more: str = "") -> None:
+    print(f"| {what} | {statistics.median(times):.1f} ms | {min(times):.1f} ms | {more} |")
 
 
 def convnet():
@@ -54,12 +54,11 @@ def steps() -> None:
         model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     late.train_on_batch(images, labels)
     freeze(late, layers=~last(1))
-    models = {"full": full, "by hand, before compile": hand, "freeze, before compile": ours, "freeze, after steps": late}
+    models = {"all trainable": full, "by hand, before compile": hand, "frozen before compile": ours, "frozen after steps": late}
     times = in_turns({name: lambda model=model: model.train_on_batch(images, labels) for name, model in models.items()}, TURNS)
     best = statistics.median(times["by hand, before compile"])
-    print("a step of a small convolutional network, all but its head frozen:")
     for name, taken in times.items():
-        print(f"  {name:24} {shown(taken)}   {statistics.median(taken) / best:.2f} × by hand")
+        show(f"a step of a convolutional network, {name}", taken, f"{statistics.median(taken) / best:.2f} × by hand")
 
 
 def gan() -> None:
@@ -74,12 +73,11 @@ def gan() -> None:
         with freeze(combined, layers=discriminator):
             combined.train_on_batch(noise, ones)
 
-    plain = statistics.median(in_turns({"": lambda: combined.train_on_batch(noise, ones)}, TURNS)[""])
     with freeze(combined, layers=discriminator):
-        step = statistics.median(in_turns({"": lambda: combined.train_on_batch(noise, ones)}, TURNS)[""])
-    whole = statistics.median(in_turns({"": toggled}, TURNS)[""])
-    print(f"GAN: a step with the discriminator frozen {step:.2f} ms (all trainable {plain:.2f} ms); with freeze and undo round it {whole:.2f} ms:")
-    print(f"  {(whole - step) / 2:.2f} ms a toggle")
+        step = in_turns({"": lambda: combined.train_on_batch(noise, ones)}, TURNS)[""]
+    whole = in_turns({"": toggled}, TURNS)[""]
+    show("a GAN: a step of the generator, the discriminator frozen throughout", step)
+    show("with the freeze and its undo round the step", whole, f"{(statistics.median(whole) - statistics.median(step)) / 2:.1f} ms a toggle")
 
 
 def large() -> None:
@@ -96,26 +94,20 @@ def large() -> None:
             layer.trainable = True
 
     calls = {
-        "freeze, all but the last": lambda: freezing.append(freeze(model, layers=~last(1))),
-        "undo": lambda: freezing.pop().undo(),
+        "`freeze`, all but the last layer": lambda: freezing.append(freeze(model, layers=~last(1))),
+        "`undo`": lambda: freezing.pop().undo(),
         "flags by hand, both ways": by_hand,
     }
-    size = model.count_params() * 4 / 1e6
-    print(f"EfficientNetB7, {len(list(model._flatten_layers())):,} layers, compiled, {size:.0f} MB (goal: 100 ms a toggle, without retracing):")
-    for name, taken in in_turns(calls, 7, warm=1, clock=time.process_time).items():
-        print(f"  {name:24} {shown(taken)}")
-    views = {
-        "summary(model)": lambda: summary(model),
-        "str(summary(model))": lambda: str(summary(model)),
-        "model.summary()": lambda: model.summary(print_fn=lambda _: None),
-    }
-    print("its summary (goal: 50 ms):")
-    for name, taken in in_turns(views, 3, warm=1, clock=time.process_time).items():
-        print(f"  {name:24} {shown(taken)}")
+    name = f"EfficientNetB7 ({len(list(model._flatten_layers()))} layers, {model.count_params() * 4 / 1e6:.0f} MB)"
+    for what, taken in in_turns(calls, 7, warm=1, clock=time.process_time).items():
+        show(f"{name}: {what}", taken)
+    views = {"`summary(model)`": lambda: summary(model), "`model.summary()` of Keras": lambda: model.summary(print_fn=lambda _: None)}
+    for what, taken in in_turns(views, 3, warm=1, clock=time.process_time).items():
+        show(f"{name}: {what}", taken)
 
 
 def main() -> None:
-    print(f"Keras {keras.__version__} on {keras.backend.backend()}; median of the turns (the best)\n")
+    print(f"| Keras {keras.__version__} on {keras.backend.backend()} | median | best | |\n| --- | --- | --- | --- |")
     steps()
     gan()
     large()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from kits.keras_eyes import drawing
 from unifreeze import audit, freeze, unfreeze
 
 ENGINE = keras.backend.backend()
 layers = keras.layers
 X, Y = np.random.default_rng(0).normal(size=(16, 4)).astype("float32"), np.random.default_rng(1).normal(size=(16, 2)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def _drawn() -> Iterator[None]:
+    with drawing():
+        yield
 
 
 def network() -> Any:

@@ -105,7 +105,9 @@ def test_training_after_any_event_obeys_the_last_toggle(event: str) -> None:
     assert all(np.isfinite(value_of(weight)).all() for weight in model.weights)
 
 
-@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_test_end", "on_epoch_end"])
+@pytest.mark.parametrize(
+    "event", ["on_train_begin", "on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_test_batch_end", "on_test_end", "on_epoch_end"]
+)
 def test_the_rest_of_a_running_fit_obeys(event: str) -> None:
     model = compiled(0.01)
 

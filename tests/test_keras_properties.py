@@ -157,11 +157,17 @@ def play(names: Names, nested: bool, story: list[Any], *, eager: bool) -> None:
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
+PARTS = {"all": 0, "tensorflow": 1, "jax": 2, "torch": 3}
+IN_CI = ("all", keras.backend.backend())
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", [0, 1, pytest.param(2, marks=pytest.mark.deep)])
-def test_random_stories_step_by_step(part: int) -> None:
-    @seed(part)
-    @settings(max_examples=110, deadline=None, suppress_health_check=QUIET, database=None)
+@pytest.mark.parametrize("part", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.deep) for name in PARTS])
+def test_random_stories_step_by_step(part: str) -> None:
+    """One part runs on every backend, and one on each alone; in the deep sessions each backend runs all of them."""
+
+    @seed(PARTS[part])
+    @settings(max_examples=60, deadline=None, suppress_health_check=QUIET, database=None)
     @given(stories())
     def run(story: Any) -> None:
         play(*story, eager=True)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from kits.keras_eyes import drawing
 from unifreeze import errors, freeze, summary
 
 L = keras.layers
@@ -26,7 +27,8 @@ def shapes(model: Any, **given: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["mobilenet", *(pytest.param(name, marks=pytest.mark.deep) for name in ("densenet", "efficientnet", "convnext"))])
 def test_output_shapes_are_those_of_a_real_run(name: str) -> None:
-    model = APPLICATIONS[name]()
+    with drawing():
+        model = APPLICATIONS[name]()
     layers = [layer for layer in model.layers if not isinstance(layer, L.InputLayer)]
     x = np.zeros((2, *model.input_shape[1:]), np.float32)
     real = keras.Model(model.inputs, [layer.output for layer in layers])(x)
