@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -81,7 +82,9 @@ def gan() -> None:
 
 
 def large() -> None:
-    model = keras.applications.EfficientNetB7(weights=None, input_shape=(64, 64, 3), classes=10)
+    # JAX would compile a program to draw each shape of a weight.
+    with patch.object(keras.initializers.VarianceScaling, "__call__", lambda _, shape, dtype=None, **__: np.full(shape, 0.1, dtype or "float32")):
+        model = keras.applications.EfficientNetB7(weights=None, input_shape=(64, 64, 3), classes=10)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.optimizer.build(model.trainable_variables)
     model.make_train_function()
