@@ -79,7 +79,7 @@ class KerasBackend(Backend):
             training.settle(models, bank, changed=setter.changed)
             bank.tell()
             resume.rejoin(model, request.tree, request.notes)
-            return Applied(model, stack.pop_all().close, KerasTools(model, request.notes), tree=tree.again(request.tree))
+            return Applied(model, stack.pop_all().close, KerasTools(model, request.notes), state=tree.state_now(request.tree))
 
     def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:
         """Keeps at which iteration parameters joined the optimizer late."""

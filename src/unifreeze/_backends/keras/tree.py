@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
 import keras
 
-from unifreeze.plugin import Layer, Parameter, Status, UnbuiltModelError, role
+from unifreeze.plugin import Layer, Parameter, State, Status, UnbuiltModelError, role
 
 from . import attributes, pin
 
@@ -68,30 +67,18 @@ def read(model: Any) -> Layer:
     return layer
 
 
-def again(root: Layer) -> Layer:
-    """Reads the flags and pins of a model anew, whose layers, variables and names are known to be as they were."""
-    model: Any = root.native
-    masked = not model.trainable
-    done: dict[str, Layer] = {}
-    for node in reversed(list(root.walk())):
-        done[node.path] = _again(node, tuple([done[child.path] for child in node.children]), masked=masked)
-    return done[root.path]
-
-
-def _again(node: Layer, inner: tuple[Layer, ...], *, masked: bool) -> Layer:
-    native: Any = node.native
-    known = {id(variable) for variable in native._trainable_variables}
-    if any(id(p.array) not in known for p in node.parameters) or any(getattr(b.array, "trainable", False) for b in node.buffers):
-        return _layer(native, node.path, inner, masked=masked)  # a variable whose own flag alone decides whether it is a parameter
-    parameters = tuple([_now(parameter, masked=masked) for parameter in node.parameters])
-    inference = pin.held(native)
-    same = inference == node.inference and parameters == node.parameters and inner == node.children
-    return node if same else replace(node, parameters=parameters, children=inner, inference=inference)
-
-
-def _now(parameter: Parameter, *, masked: bool) -> Parameter:
-    status: Status = "trainable" if trains(parameter.array) and not (masked or parameter.untrainable) else "frozen"
-    return parameter if status == parameter.status else replace(parameter, status=status)
+def state_now(root: Layer) -> State | None:
+    """The state after flags and pins were set, read back from them; ``None`` where a variable's own flag decides whether it is a parameter at all."""
+    nodes: list[Any] = list(root.walk())
+    on = nodes[0].native.trainable
+    parameters = [parameter for node in nodes for parameter in node.parameters]
+    known = {id(variable) for node in nodes for variable in node.native._trainable_variables}
+    if any(id(p.array) not in known for p in parameters) or any(getattr(b.array, "trainable", False) for node in nodes for b in node.buffers):
+        return None
+    return State(
+        frozenset([p.path for p in parameters if not (on and trains(p.array))]),
+        {node.path: how for node in nodes if (how := pin.held(node.native)) is not None},
+    )
 
 
 def children(layer: Any) -> list[Any]:
