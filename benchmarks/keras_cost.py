@@ -17,7 +17,7 @@ import numpy as np
 from unifreeze import freeze, summary
 from unifreeze.select import last
 
-TURNS = 40
+TURNS = 20
 DRAW = np.random.default_rng(0)
 
 
@@ -46,7 +46,7 @@ def convnet():
 
 
 def steps() -> None:
-    images, labels = DRAW.normal(size=(32, 32, 32, 3)).astype("float32"), DRAW.integers(0, 10, 32)
+    images, labels = DRAW.normal(size=(16, 32, 32, 3)).astype("float32"), DRAW.integers(0, 10, 16)
     full, ours, late, hand = (convnet() for _ in range(4))
     freeze(ours, layers=~last(1))
     for layer in hand.layers[:-1]:
