@@ -73,8 +73,8 @@ def test_torchvision_to_linen(name):
     assert found.differences == ()
     x = images(size)
     new = found.transfer()
-    assert found.verify(x) < 5e-6
-    assert twins.apart(twins.torch_output(theirs, x), jax.jit(partial(module.apply, train=False))(new, x)) < 5e-6
+    assert found.verify(x) < 1e-4
+    assert twins.apart(twins.torch_output(theirs, x), jax.jit(partial(module.apply, train=False))(new, x)) < 1e-4
     assert jax.tree.structure(new) == jax.tree.structure(variables)
 
 
@@ -104,9 +104,9 @@ def test_torchvision_to_nnx():
     assert (found.certificate, len(found.pairs), found.unmatched, found.differences) == ("exact", 107, ((), ()), ())
     assert found.transfer() is module
     x = images(64)
-    assert found.verify(x) < 5e-6
+    assert found.verify(x) < 1e-4
     module.eval()
-    assert twins.apart(twins.torch_output(theirs, x), nnx.jit(lambda m, x: m(x))(module, x)) < 5e-6
+    assert twins.apart(twins.torch_output(theirs, x), nnx.jit(lambda m, x: m(x))(module, x)) < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["batch", pytest.param("ema", marks=pytest.mark.deep)])
@@ -117,9 +117,9 @@ def test_torchvision_to_equinox(mode):
     assert (found.certificate, len(found.pairs), found.unmatched, found.differences) == ("exact", 41, ((), ()), ())
     module, state = found.transfer()
     x = images(64)
-    assert found.verify(x) < 5e-6
+    assert found.verify(x) < 1e-4
     run = jax.jit(jax.vmap(lambda x: eqx.nn.inference_mode(module)(x, state)[0], axis_name="batch"))
-    assert twins.apart(twins.torch_output(theirs, x), run(jnp.moveaxis(x, -1, 1))) < 5e-6
+    assert twins.apart(twins.torch_output(theirs, x), run(jnp.moveaxis(x, -1, 1))) < 1e-4
 
 
 # Haiku.
@@ -135,8 +135,8 @@ def test_a_haiku_resnet_of_the_library_itself():
     assert (found.certificate, len(found.pairs)) == ("exact", 107)
     new, x = found.transfer(), images(65)
     got = jax.jit(net.apply)(new["params"], new["state"], x)[0]
-    assert found.verify(x) < 5e-6
-    assert twins.apart(twins.torch_output(theirs.eval(), x), got) < 5e-6
+    assert found.verify(x) < 1e-4
+    assert twins.apart(twins.torch_output(theirs.eval(), x), got) < 1e-4
 
 
 def haiku_shapes(net, shape):
@@ -233,7 +233,7 @@ def test_branches_joined_and_named_otherwise():
     found = correspond(theirs, variables, shape=(1, 32, 32, 3), apply=partial(module.apply, train=False))
     assert (found.certificate, found.interchangeable) == ("exact", ())
     new = found.transfer()
-    assert twins.apart(twins.torch_output(theirs, x), jax.jit(partial(module.apply, train=False))(new, x)) < 5e-6
+    assert twins.apart(twins.torch_output(theirs, x), jax.jit(partial(module.apply, train=False))(new, x)) < 1e-4
 
 
 class Flattened(linen.Module):

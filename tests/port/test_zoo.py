@@ -47,8 +47,8 @@ DEEP = [
     ("DenseNet121", "timm", "densenet121"),
     ("EfficientNetB0", "timm", "tf_efficientnet_b0"),
 ]
-#: Of the largest output; float32 leaves a tenth of it.
-LIMIT = 3e-5
+#: Of the largest output. Statistics of few pixels magnify what float32 rounds away.
+LIMIT = 1e-4
 
 
 def of_keras(name: str) -> Any:
@@ -92,7 +92,7 @@ def test_the_same_model_is_exact_and_gives_the_same_output(name: str, source: st
 def test_the_outputs_tell_of_every_single_array_whether_it_came_in_the_right_order(name: str, source: str, twin: str) -> None:
     ours, theirs, _ = pair(name, source, twin)
     x = twins.images(ours.input_shape)[:2]
-    assert [path for path in twins.unseen(theirs, x, 10 * LIMIT) if "Aux" not in path] == []
+    assert [path for path in twins.unseen(theirs, x, 3 * LIMIT) if "Aux" not in path] == []
 
 
 def test_the_recipe_of_the_applications_page_lands_on_torchvision() -> None:
