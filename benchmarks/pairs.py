@@ -239,8 +239,9 @@ def apart(pair: Pair, models: list[Any], found: Any) -> str:
     try:
         found.transfer()
         with pytest.MonkeyPatch.context() as patched:
-            if isinstance(models[1], torch.nn.Module):
-                twins.set_alike(models[1], found, patched)
+            kinds = ["Keras" if isinstance(model, keras.Model) else "PyTorch" if isinstance(model, torch.nn.Module) else "JAX" for model in models]
+            if kinds[1] != "JAX":
+                twins.set_alike(models[kinds[1] == "PyTorch"], found, patched, int(kinds[1] == "PyTorch"))
             arrays = inputs(pair)
             # A figure says something only where the output depends on the input.
             expected = found._traced[0].run(arrays)[0]

@@ -140,13 +140,14 @@ def by_values(model: Any) -> dict[bytes, Any]:
 BODIES = {"vgg16": "features", "mobilenet_v2": "features", "efficientnet_b0": "features", "resnet50": "layer4", "inception_v3": "Mixed_7c"}
 
 
-def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
+def set_alike(model: nn.Module, found: Any, monkeypatch: Any, side: int = 1) -> None:
     """What the frameworks do differently and no weight decides: epsilons, where ResNet50 has its strides, pools that count their padding, and the side that an
-    even input is padded on."""
+    even input is padded on. The model is the target, or on side 0 the source."""
     modules = dict(model.named_modules())
-    for _, theirs, setting, value, _ in found.differences:
+    for difference in found.differences:
+        path, setting, value = difference[side], difference[2], difference[4 - side]
         if setting in {"epsilon", "stride"}:
-            setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
+            setattr(modules[path], {"epsilon": "eps"}.get(setting, setting), value)
     pool = nn.functional.avg_pool2d
     monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args[:4], **(kw | {"count_include_pad": False})))
     for module in modules.values():
