@@ -137,10 +137,9 @@ def torch_zoo(name: str, size: int = 64, **more: Any) -> Any:
 
 
 def transformer(name: str, config: str, **more: Any) -> Any:
-    """A small model of transformers that returns a tuple."""
+    """A small model of transformers."""
     library = import_module("transformers")
     made = getattr(library, name)(getattr(library, config)(**more))
-    made.config.return_dict = False
     made.config.use_cache = False
     return twins.torch_randomised(made.eval())
 
