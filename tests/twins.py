@@ -15,7 +15,7 @@ from torch import nn
 TWINS = {
     "1 transfer-learning guide": (0, "mobilenet_v2", {"num_classes": 1}, None),
     "2 transfer-learning tutorial": (1, "mobilenet_v2", {"num_classes": 1}, None),
-    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
+    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 139, 139, 3)),
     "4 Chollet, first edition": (1, "vgg16", {}, None),
     "5 Chollet, second edition": (0, "vgg16", {}, None),
     "6 EfficientNet fine-tuning": (1, "efficientnet_b0", {"num_classes": 10}, None),
