@@ -48,7 +48,7 @@ DEEP = [
     ("EfficientNetB0", "timm", "tf_efficientnet_b0"),
 ]
 #: Of the largest output. Statistics of few pixels magnify what float32 rounds away.
-LIMIT = 1e-4
+LIMIT = 3e-4
 
 
 def of_keras(name: str) -> Any:
@@ -85,14 +85,14 @@ def test_the_same_model_is_exact_and_gives_the_same_output(name: str, source: st
     # The same with our own eyes, which see that an input that is scaled on one side is another input.
     expected = twins.keras_output(ours, x)
     assert twins.apart(expected, twins.torch_output(theirs, x)) < LIMIT
-    assert twins.apart(expected, twins.torch_output(theirs, 1.5 * x)) > 100 * LIMIT
+    assert twins.apart(expected, twins.torch_output(theirs, 1.5 * x)) > 30 * LIMIT
 
 
 @pytest.mark.parametrize(("name", "source", "twin"), [QUICK[1], *(pytest.param(*one, marks=pytest.mark.deep) for one in (*QUICK, *DEEP) if one != QUICK[1])])
 def test_the_outputs_tell_of_every_single_array_whether_it_came_in_the_right_order(name: str, source: str, twin: str) -> None:
     ours, theirs, _ = pair(name, source, twin)
     x = twins.images(ours.input_shape)[:2]
-    assert [path for path in twins.unseen(theirs, x, 3 * LIMIT) if "Aux" not in path] == []
+    assert [path for path in twins.unseen(theirs, x, LIMIT) if "Aux" not in path] == []
 
 
 def test_the_recipe_of_the_applications_page_lands_on_torchvision() -> None:
