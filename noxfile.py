@@ -109,9 +109,11 @@ def _environment(backend: str) -> dict[str, str]:
 
 @nox.session(python=PYTHON)
 def port(session: nox.Session) -> None:
-    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process; ``-- -m deep`` runs the long sweeps."""
+    """Correspondence and porting between frameworks: Keras on PyTorch, where its models are built in no time, and on JAX beside models of JAX."""
     _install(session, ".", group="port")
-    session.run("pytest", *WORKERS, "tests/port", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
+    beside_jax = {"tests/port/test_port.py", *map(str, Path("tests/port").glob("test_jax_*.py"))}
+    for engine, files in {"torch": {*map(str, Path("tests/port").glob("test_*.py"))} - beside_jax, "jax": beside_jax}.items():
+        session.run("pytest", *WORKERS, *sorted(files), *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)
@@ -133,10 +135,11 @@ def deep(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=PYTHON)
-def deep_port(session: nox.Session) -> None:
-    """The pairs of models that ``port`` leaves out."""
-    _install(session, ".", group="port")
-    session.run("pytest", "tests/port", "-m", "deep", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
+@nox.parametrize("engine", ["torch", "jax", "tensorflow"], ids=["torch", "jax", "tensorflow"])
+def deep_port(session: nox.Session, engine: str) -> None:
+    """All pairs of models, and all that ``port`` runs, with Keras on one of its engines."""
+    _install(session, ".", *(["tensorflow-cpu"] if engine == "tensorflow" else []), group="port")
+    session.run("pytest", "tests/port", "-m", "deep or not deep", *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)
