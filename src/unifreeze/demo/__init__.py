@@ -95,6 +95,7 @@ def run(console: Console, framework: str | None = None, steps: int = 5) -> Playe
     before = scene.values()
     _train(console, scene, steps)
     after = scene.values()
+    console.print(f"first(2) is {' and '.join(freezing.layers)}: the first two layers of the model that hold weights or statistics", highlight=False)
     console.print(_shortened(summary(freezing), freezing))
     held, changes, moved = _prove(console, scene, freezing, before, after)
     console.print("\n" + NEXT.format(mark=freezing.layers[-1]), highlight=False)
@@ -136,7 +137,7 @@ def _prove(console: Console, scene: Scene, freezing: Freezing, before: Arrays, a
     def inside(path: str) -> bool:
         return any(path.startswith(f"{layer}.") for layer in freezing.layers)
 
-    table = Table(title="Proof: the arrays of the frozen layers, read without unifreeze", box=box.SIMPLE_HEAD)
+    table = Table(title="Proof: the arrays of the frozen layers before and after training, read without unifreeze", box=box.SIMPLE_HEAD)
     for word in ("array", "shape", "largest change", "bytes"):
         table.add_column(word, justify="right" if word == "largest change" else "left")
     frozen = [path for path in before if inside(path)]
