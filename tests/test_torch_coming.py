@@ -51,7 +51,7 @@ TRAINS: dict[str, set[str]] = {
     "BaseFinetuning.freeze(model.backbone)": {*NORMS, "head"},
     "BaseFinetuning.freeze(model.backbone, train_bn=False)": {"head"},
     "BaseFinetuning.freeze(model); BaseFinetuning.make_trainable(model.head)": {*NORMS, "head"},
-    "learn.freeze()": {*NORMS, "head"},
+    "learn.freeze()": {*NORMS, "backbone.norm", "head"},
     "learn.freeze(); learn.unfreeze()": {"backbone", "head"},
     "learn = Learner(model, splitter=splitter, train_bn=False); learn.freeze()": {"head"},
     "learn.freeze_to(1)": {*NORMS, "backbone.conv2", "backbone.norm", "head"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def splitter(model: nn.Sequential) -> list[list[nn.Parameter]]:
     return [params(model.backbone[:2]), params(model.backbone[2:]), params(model.head)]
 
 
-def learner(model: nn.Module, **words: bool) -> Learner:
+def learner(model: nn.Module, splitter: Callable[..., Any] = splitter, **words: bool) -> Learner:
     data = TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))
     loaders = DataLoaders(DataLoader(data, bs=2), DataLoader(data, bs=2))
     return Learner(loaders, model, loss_func=nn.CrossEntropyLoss(), splitter=splitter, path=tempfile.mkdtemp(), **words)
@@ -63,7 +65,7 @@ def learner(model: nn.Module, **words: bool) -> Learner:
 @pytest.mark.parametrize(("wrote", "write"), rows("fastai"))
 def test_fastai_leaves_the_same_trainable(wrote: str, write: str) -> None:
     theirs, ours = build(), build()
-    run(wrote, learn=learner(theirs, train_bn="train_bn=False" not in wrote), Learner=learner, model=theirs)
+    run(wrote, learn=learner(theirs, train_bn="train_bn=False" not in wrote), Learner=learner, splitter=splitter, model=theirs)
     run(write, model=ours)
     assert trainable(ours) == trainable(theirs)
 

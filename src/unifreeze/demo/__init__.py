@@ -137,7 +137,7 @@ def _prove(console: Console, scene: Scene, freezing: Freezing, before: Arrays, a
     def inside(path: str) -> bool:
         return any(path.startswith(f"{layer}.") for layer in freezing.layers)
 
-    table = Table(title="Proof: the arrays of the frozen layers before and after training, read without unifreeze", box=box.SIMPLE_HEAD)
+    table = Table(title="Proof: the arrays of the frozen layers, read without unifreeze", box=box.SIMPLE_HEAD)
     for word in ("array", "shape", "largest change", "bytes"):
         table.add_column(word, justify="right" if word == "largest change" else "left")
     frozen = [path for path in before if inside(path)]
