@@ -24,7 +24,7 @@ from ._summary.make import summarise
 from ._summary.table import read_by
 from ._summary.wanted import Wanted
 from ._told import Told, call_text
-from ._tree import Layer, Parameter, State, state_of
+from ._tree import Layer, Parameter, State
 from ._verify import fingerprint
 from ._wish import Held, Wish
 from .errors import ArgumentError, BackendError, FrozenMovedError, SelectorError, UnifreezeWarning, UntrainableError, near
@@ -362,7 +362,7 @@ def _set(model: object, layers: object, params: object, rows: object, inference:
     text = call_text("freeze" if frozen else "unfreeze", layers=layers, params=params, rows=rows)
     within = None if rows is None else functools.partial(_rows, backend, rows)
     wish.add(resolve(layers, tree, label), params, inference, frozen=frozen, within=within, text=text)
-    return _bring_about(backend, model, wish, wish.request(state_of(wish.nodes)), knowingly=not frozen or (layers is None and params is None))
+    return _bring_about(backend, model, wish, wish.request(wish.before), knowingly=not frozen or (layers is None and params is None))
 
 
 def _rows(backend: Backend, rows: object, parameter: Parameter) -> Rows:
@@ -380,8 +380,8 @@ def _rows(backend: Backend, rows: object, parameter: Parameter) -> Rows:
 
 def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, *, knowingly: bool) -> Freezing:
     # Warned before anything changes: where warnings are errors, a call that raises must have changed nothing.
-    every = {parameter.path for layer in wish.nodes for parameter in layer.parameters}
-    if not knowingly and every and every <= request.state.frozen and not every <= state_of(wish.nodes).frozen:
+    every = () if knowingly else {parameter.path for layer in wish.nodes for parameter in layer.parameters}
+    if every and every <= request.state.frozen and not every <= wish.before.frozen:
         _warn(f"Every parameter of {wish.label} is frozen now; nothing will train.\n  unfreeze(model, layers=…) lets a part of it train.")
     if wish.skipped:
         shown = ", ".join(f"{path} ({why})" for path, why in list(wish.skipped.items())[:5])
@@ -389,7 +389,7 @@ def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, 
     picked = [layer.path for layer in wish.nodes if layer.weighted and layer.path in wish.picked]
     subject, known = (model.model, model._fingerprints) if isinstance(model, Freezing) else (model, {})
     told = (*(model._told if isinstance(model, Freezing) else ()), tuple(wish.told))
-    return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known, told=told)
+    return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known, told=told, before=wish.before)
 
 
 def _warn(message: str) -> None:

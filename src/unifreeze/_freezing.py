@@ -269,21 +269,25 @@ def bring_about(
     skipped: Mapping[str, str] = MappingProxyType({}),
     known: Mapping[str, Hashable] = MappingProxyType({}),
     told: Calls = (),
+    before: State | None = None,
 ) -> Freezing:
     """Asks the backend, and describes what came of it.
 
-    ``known`` are fingerprints of arrays that an abstract model does not show; ``told`` is what was asked for, in words, call by call.
+    ``known`` are fingerprints of arrays that an abstract model does not show; ``told`` is what was asked for, in words, call by call; ``before`` is the state
+    that the request's tree shows, where that is known.
     """
-    before = state_of(list(request.tree.walk()))
+    before = state_of(list(request.tree.walk())) if before is None else before
     applied = backend.apply(model, request)
     with ExitStack() as safely:
         safely.callback(applied.undo)
-        tree = applied.tree or (backend.layers(applied.model) if backend.in_place else with_state(request.tree, request.state))
+        tree = request.tree
+        if applied.state is None:
+            tree = backend.layers(applied.model) if backend.in_place else with_state(tree, request.state)
         skipped = {**skipped, **applied.skipped}
         undo = applied.undo
         if backend.in_place:
             undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
-        freezing = describe(backend, applied.model, tree, before, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
+        freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
     if any(blank.values()):
@@ -349,35 +353,38 @@ def describe(
     model: object,
     tree: Layer,
     before: State,
+    state: State | None = None,
     *,
     picked: Iterable[str] = (),
     undo: Callable[[], None] = nothing,
     tools: object = None,
     skipped: Mapping[str, str] = MappingProxyType({}),
 ) -> Freezing:
-    """Reads off a tree what a Freezing tells."""
+    """Reads off a tree what a Freezing tells; ``state`` is what holds now, where it is not what the tree shows."""
     nodes = list(tree.walk())
+    state = state_of(nodes) if state is None else state
     every = [p for layer in nodes for p in layer.parameters]
     parameters = list(unique(iter(every)))
-    frozen = [p for p in parameters if p.status == "frozen"]
+    frozen = [p for p in parameters if p.path in state.frozen]
+    changed = before.differing(state)
     return Freezing(
         model=model,
         frozen=tuple([p.path for p in frozen]),
-        trainable=tuple([p.path for p in parameters if p.status == "trainable"]),
-        held=tuple(layer.path for layer in nodes if layer.inference is not None),
-        changed=tuple([p.path for p in parameters if (p.path in before.frozen) != (p.status == "frozen") or p.rows != before.rows.get(p.path)]),
+        trainable=tuple([p.path for p in parameters if p.path not in state.frozen]),
+        held=tuple([layer.path for layer in nodes if layer.path in state.inference]),
+        changed=tuple([p.path for p in parameters if p.path in changed]),
         layers=tuple(picked),
         skipped=MappingProxyType(dict(skipped)),
         _backend=backend,
         _label=label_of(tree, backend),
-        _state=state_of(nodes),
+        _state=state,
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_prints(backend, parameters, nodes),
+        _fingerprints=_prints(backend, parameters, nodes, state),
         _ids={p.path: id(p.array) for p in frozen} if backend.in_place else {},
-        _layers=frozenset(layer.path for layer in nodes),
-        _trained=frozenset([p.path for p in every if p.status == "trainable"]),
+        _layers=frozenset([layer.path for layer in nodes]),
+        _trained=frozenset([p.path for p in every if p.path not in state.frozen]),
     )
 
 
@@ -407,14 +414,17 @@ def _above(paths: Iterable[str]) -> set[str]:
 def prints_of(backend: Backend, tree: Layer) -> dict[str, Hashable]:
     """Fingerprints of all that a tree shows to be promised."""
     nodes = list(tree.walk())
-    return _prints(backend, list(unique(p for layer in nodes for p in layer.parameters)), nodes)
+    return _prints(backend, list(unique(p for layer in nodes for p in layer.parameters)), nodes, state_of(nodes))
 
 
-def _prints(backend: Backend, parameters: list[Parameter], nodes: list[Layer]) -> dict[str, Hashable]:
+def _prints(backend: Backend, parameters: list[Parameter], nodes: list[Layer], state: State) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
-    prints = {p.path: backend.fingerprint(p.array) for p in parameters if p.status == "frozen"}
-    prints |= {p.path: fingerprint(backend, p.array, p.rows) for p in parameters if p.rows is not None}
-    return prints | {b.path: backend.fingerprint(b.array) for b in still(nodes)}
+    prints = {p.path: backend.fingerprint(p.array) for p in parameters if p.path in state.frozen}
+    if state.rows:
+        prints |= {p.path: fingerprint(backend, p.array, state.rows[p.path]) for p in parameters if p.path in state.rows}
+    if state.inference:
+        prints |= {b.path: backend.fingerprint(b.array) for b in still(nodes, state.inference)}
+    return prints
 
 
 def label_of(tree: Layer, backend: Backend) -> str:

@@ -154,6 +154,11 @@ class State:
     inference: Mapping[str, Inference] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
 
+    def differing(self, other: State) -> set[str]:
+        """Paths of the parameters of which another state freezes something else."""
+        rows = {path for path in self.rows.keys() | other.rows.keys() if self.rows.get(path) != other.rows.get(path)}
+        return rows | (self.frozen ^ other.frozen)
+
 
 def state_of(layers: list[Layer]) -> State:
     """Reads the state that the layers of a tree show."""

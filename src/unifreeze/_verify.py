@@ -10,7 +10,7 @@ from typing import Any
 from ._backend import Backend
 from ._moves import Clue, Moved, difference, elsewhere, judge, same
 from ._rows import Rows
-from ._tree import STATELESS, Layer, Parameter, unique
+from ._tree import STATELESS, Inference, Layer, Parameter, unique
 
 _NO_VALUES = "has no values now (an abstract, deleted or donated array)"
 _AGAIN = "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
@@ -68,9 +68,9 @@ class Kept:
         return Proof(label, tuple(self.known), sum(sizes[path] for path in self.known), bool(self.copies))
 
 
-def still(layers: list[Layer]) -> Iterator[Parameter]:
+def still(layers: list[Layer], inference: Mapping[str, Inference]) -> Iterator[Parameter]:
     """Yields the buffers that are promised to stay still, of layers that are held."""
-    held = (b for layer in layers if layer.inference is not None for b in layer.buffers if b.role not in STATELESS or layer.inference == "all")
+    held = (b for layer in layers if layer.path in inference for b in layer.buffers if b.role not in STATELESS or inference[layer.path] == "all")
     return unique(held)
 
 

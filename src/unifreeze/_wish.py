@@ -10,7 +10,7 @@ from ._resolve import resolve_parameters
 from ._rows import Rows
 from ._scene import Selection
 from ._told import Told
-from ._tree import STATELESS, Inference, Layer, Parameter, State
+from ._tree import STATELESS, Inference, Layer, Parameter, State, state_of
 from .errors import ConflictError, NothingSelectedError, UntrainableError
 
 Held = Literal["norm", "all", "none"]
@@ -24,6 +24,7 @@ class Wish:
     def __init__(self, tree: Layer, label: str) -> None:
         self.tree, self.label = tree, label
         self.nodes = list(tree.walk())
+        self.before = state_of(self.nodes)
         self.picked: set[str] = set()
         self.skipped: dict[str, str] = {}
         self._asked: dict[str, Part] = {}
@@ -108,7 +109,7 @@ class Wish:
     def _without_torn_containers(self, held: dict[str, Inference | None]) -> dict[str, Inference | None]:
         """A container runs wholly as at inference only if everything in it does: what it hands down would reach the layers that train."""
         whole: dict[str, bool] = {}
-        for layer in reversed(self.nodes):
+        for layer in reversed(self.nodes) if "all" in held.values() else ():
             whole[layer.path] = held.get(layer.path) == "all" and all(whole[child.path] for child in layer.children)
             if held.get(layer.path) == "all" and not whole[layer.path]:
                 held[layer.path] = how(layer, "norm")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
+from operator import attrgetter
 from typing import Literal
 
 from unifreeze._rows import Rows
@@ -105,74 +107,69 @@ class Count:
         self.owner: dict[int, str] = {}
         self.arrays: list[Array] = []
         self._tally: dict[tuple[Status, str], list[int]] = {}
-        nodes = list(_with_depth(tree))
-        own = [self._own(layer) for layer, _ in nodes]
-        sums: dict[str, _Sums] = {}
-        rows: list[Row] = []
-        for (layer, depth), (counts, again, frozen_rows) in zip(reversed(nodes), reversed(own), strict=True):
-            for child in layer.children:
-                counts.add(sums[child.path])
-            sums[layer.path] = counts
-            status = _status(counts.statuses, held=layer.inference is not None and (counts.buffers > 0 or layer.kind == "dropout"))
-            sums_of_row = counts.parameters, counts.buffers, counts.nbytes
-            behaviour = layer.inference, bool(layer.buffers) and _drifts(layer), frozen_rows
-            rows.append(Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *sums_of_row, status, again, *behaviour))
-        self.rows = tuple(reversed(rows))
+        nodes = list(_placed(tree))
+        sums = [self._own(layer) for layer, _, _ in nodes]
+        for place in range(len(nodes) - 1, 0, -1):
+            sums[nodes[place][2]].add(sums[place])
+        self.rows = tuple([_row(layer, depth, counts) for (layer, depth, _), counts in zip(nodes, sums, strict=True)])
         for (kept, dtype), (size, nbytes) in self._tally.items():
             self.totals.add(kept, size, nbytes, dtype)
 
-    def _own(self, layer: Layer) -> tuple[_Sums, str, int]:
-        """What the layer itself adds, who else reaches its arrays, and how many rows of them are frozen."""
+    def _own(self, layer: Layer) -> _Sums:
+        """What the layer itself adds."""
         counts = _Sums()
-        again, frozen_rows = "", 0
-        for parameter in (*layer.parameters, *layer.buffers) if layer.buffers else layer.parameters:
-            status, rows, dtype, key = parameter.status, parameter.rows, parameter.dtype, id(parameter.array)
-            self.arrays.append((parameter.path, parameter.shape, dtype, status, rows))
+        path, owner, tally = layer.path, self.owner, self._tally
+        arrays = layer.parameters + layer.buffers if layer.buffers else layer.parameters
+        self.arrays.extend(map(_remembered, arrays))
+        for parameter in arrays:
+            status, rows, key = parameter.status, parameter.rows, id(parameter.array)
             counts.statuses |= _FLAGS[status] if rows is None else _PARTIAL
-            frozen_rows += 0 if rows is None else len(rows)
-            first = self.owner.get(key)
-            if first is not None:  # also by a second name in the same layer
-                again = again if first == layer.path else first or "the root"
+            counts.frozen_rows += 0 if rows is None else len(rows)
+            if key in owner:  # also by a second name in the same layer
+                counts.again = counts.again if owner[key] == path else owner[key] or "the root"
                 continue
-            self.owner[key] = layer.path
-            size, nbytes = parameter.size, parameter.nbytes
-            if rows is None:
-                self._count(status, dtype, size, nbytes)
-            else:
+            owner[key] = path
+            size, nbytes = prod(parameter.shape), parameter.nbytes
+            if rows is not None:
                 self._count_rows(parameter, rows)
+            elif found := tally.get((status, parameter.dtype)):
+                found[0] += size
+                found[1] += nbytes
+            else:
+                tally[status, parameter.dtype] = [size, nbytes]
             counts.nbytes += nbytes
             if status == "buffer":
                 counts.buffers += size
             else:
                 counts.parameters += size
-        return counts, again, frozen_rows
-
-    def _count(self, status: Status, dtype: str, size: int, nbytes: int) -> None:
-        tally = self._tally.get((status, dtype))
-        if tally is None:
-            self._tally[status, dtype] = [size, nbytes]
-        else:
-            tally[0] += size
-            tally[1] += nbytes
+        return counts
 
     def _count_rows(self, parameter: Parameter, kept: Rows) -> None:
         """Counts frozen rows as frozen."""
         length, frozen = parameter.shape[0], len(kept)
         parts: tuple[tuple[Status, int], ...] = ("frozen", frozen), ("trainable", length - frozen)
         for status, rows in parts:
-            self._count(status, parameter.dtype, parameter.size // length * rows, parameter.nbytes // length * rows)
+            found = self._tally.setdefault((status, parameter.dtype), [0, 0])
+            found[0] += parameter.size // length * rows
+            found[1] += parameter.nbytes // length * rows
 
 
+_remembered: Callable[[Parameter], Array] = attrgetter("path", "shape", "dtype", "status", "rows")
 _FLAGS = {"buffer": 0, "trainable": 1, "frozen": 2}
 _PARTIAL = 3
+_STATUSES: tuple[LayerStatus, ...] = ("", "trainable", "frozen", "partial")
 
 
 @dataclass(slots=True)
 class _Sums:
+    """What is in a layer; ``again`` and ``frozen_rows`` are of the layer itself: who else reaches its arrays, and how many of their rows are frozen."""
+
     parameters: int = 0
     buffers: int = 0
     nbytes: int = 0
     statuses: int = 0
+    again: str = ""
+    frozen_rows: int = 0
 
     def add(self, other: _Sums) -> None:
         self.parameters += other.parameters
@@ -181,21 +178,27 @@ class _Sums:
         self.statuses |= other.statuses
 
 
-def _with_depth(tree: Layer) -> Iterable[tuple[Layer, int]]:
-    pending = [(tree, 0)]
+def _row(layer: Layer, depth: int, counts: _Sums) -> Row:
+    held = layer.inference is not None and not counts.statuses and (counts.buffers > 0 or layer.kind == "dropout")
+    status = "held" if held else _STATUSES[counts.statuses]
+    in_it = counts.parameters, counts.buffers, counts.nbytes
+    drifts = bool(layer.buffers) and _drifts(layer)
+    return Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *in_it, status, counts.again, layer.inference, drifts, counts.frozen_rows)
+
+
+def _placed(tree: Layer) -> Iterator[tuple[Layer, int, int]]:
+    """Yields each layer with its depth and the place of the one that it is in, parents first."""
+    pending = [(tree, 0, -1)]
+    place = 0
     while pending:
-        layer, depth = pending.pop()
-        yield layer, depth
+        layer, depth, above = pending.pop()
+        yield layer, depth, above
         if layer.children:
-            pending.extend((child, depth + 1) for child in reversed(layer.children))
+            pending.extend([(child, depth + 1, place) for child in reversed(layer.children)])
+        place += 1
 
 
 def _drifts(layer: Layer) -> bool:
     if layer.inference is not None or not layer.parameters:
         return False
     return all(parameter.status == "frozen" for parameter in layer.parameters) and any(buffer.role in {"mean", "variance"} for buffer in layer.buffers)
-
-
-def _status(flags: int, *, held: bool) -> LayerStatus:
-    status: tuple[LayerStatus, ...] = ("held" if held else "", "trainable", "frozen", "partial")
-    return status[flags]

@@ -39,7 +39,7 @@ from .rows import keep_rows, take
 from .shapes import output_shapes
 from .slots import SLOTS
 from .stray import watch_wrappers_left_behind, watch_wrappers_outside
-from .tree import again, read
+from .tree import read, state_now
 from .wrappers import refuse_what_ddp_cannot_follow, warn_of_recompiling
 
 
@@ -65,8 +65,8 @@ class TorchBackend(Backend):
             watch_wrappers_outside(root, changing + thawing, stack)
             warn_of_dead_gradients(root, request.tree)
             warn_of_recompiling(root, request.tree, (request.state.frozen, frozenset(request.state.inference.items())))
-            tree = again(request.tree)
-            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped, tree=tree)
+            state = state_now(request.tree)
+            return Applied(model, undo=_undo(ref(root), freezing, thawing, stack.pop_all()), tools=Tools(root), skipped=skipped, state=state)
 
     def objections(self, model: object) -> Iterable[tuple[str, str]]:
         """Names what trains in words and gets no gradient."""
@@ -130,16 +130,13 @@ def _flags(request: Request) -> tuple[list[Parameter], list[Parameter], dict[str
     freezing: dict[int, Parameter] = {}
     thawing: dict[int, Parameter] = {}
     skipped: dict[str, str] = {}
-    for layer in request.tree.walk():
-        for parameter in layer.parameters:
-            if parameter.path not in request.parameters:
-                continue
-            if parameter.path in request.state.frozen:
-                freezing[id(parameter.array)] = parameter
-            elif parameter.untrainable:
-                skipped[parameter.path] = parameter.untrainable
-            elif parameter.status == "frozen":
-                thawing[id(parameter.array)] = parameter
+    for parameter in [one for layer in request.tree.walk() for one in layer.parameters if one.path in request.parameters]:
+        if parameter.path in request.state.frozen:
+            freezing[id(parameter.array)] = parameter
+        elif parameter.untrainable:
+            skipped[parameter.path] = parameter.untrainable
+        elif parameter.status == "frozen":
+            thawing[id(parameter.array)] = parameter
     return list(freezing.values()), list(thawing.values()), skipped
 
 

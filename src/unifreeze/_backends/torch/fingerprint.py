@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Hashable
 from math import isqrt
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -28,8 +28,8 @@ _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 
 def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
+    plain: Any = array
     if type(array) in _PLAIN:
-        plain = cast("torch.Tensor", array)
         if plain.is_cpu and plain.layout is _STRIDED and not plain.is_quantized and (size := plain.nbytes) <= _TINY and plain.is_contiguous():
             return _READERS[size](plain.data_ptr()).raw  # the short way, for models of very many small arrays
     if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):

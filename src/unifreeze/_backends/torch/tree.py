@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from unifreeze.plugin import Layer, Parameter, Rows, Status, UnbuiltModelError
+from unifreeze.plugin import Layer, Parameter, Rows, State, Status, UnbuiltModelError
 from unifreeze.plugin import role as common_role
 
 from .pin import held, parametrizations
@@ -59,27 +59,17 @@ def read(model: nn.Module) -> Layer:
     return _layer("", model, children[0], kept)
 
 
-def again(tree: Layer) -> Layer:
-    """The tree as it reads after flags were set and modules held. Both are read from the model; what setting them can't change is not."""
+def state_now(tree: Layer) -> State:
+    """The state after flags were set and modules held, read back from the flags and the modules; what setting them can't change is not read again."""
     kept = frozen_rows()
-    now: dict[int, Layer] = {}
-    for layer in reversed(list(tree.walk())):
-        native = cast(nn.Module, layer.native)
-        children = tuple([now[id(child)] for child in layer.children]) if layer.children else ()
-        parameters = tuple([_now(parameter, kept) for parameter in layer.parameters]) if layer.parameters else ()
-        mode = held(unwrapped(native) if native._modules else native)
-        now[id(layer)] = Layer(layer.path, layer.kind, layer.type, parameters, layer.buffers, children, mode, None, native)
-    return now[id(tree)]
-
-
-def _now(known: Parameter, kept: dict[int, Rows]) -> Parameter:
-    array: Any = known.array
-    trains = array.requires_grad
-    rows = kept.get(id(array)) if kept and trains else None
-    status: Status = "trainable" if trains else "frozen"
-    if status == known.status and rows == known.rows:
-        return known
-    return Parameter(known.path, known.shape, known.dtype, known.nbytes, status, known.role, array, known.untrainable, rows)
+    nodes: list[Any] = list(tree.walk())
+    modules = [(layer.path, unwrapped(layer.native) if layer.native._modules else layer.native) for layer in nodes]
+    pairs = [(parameter.path, parameter.array) for layer in nodes for parameter in layer.parameters]
+    return State(
+        frozenset([path for path, array in pairs if not array.requires_grad]),
+        {path: how for path, module in modules if (how := held(module)) is not None},
+        {path: kept[id(array)] for path, array in pairs if id(array) in kept and array.requires_grad} if kept else {},
+    )
 
 
 def _modules(model: nn.Module) -> list[Found]:
