@@ -30,6 +30,9 @@ COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 # A framework is a large thing to hold several times; the blocks of a page run in order, in one process.
 WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 
+# Long tests of pure logic: the first Python runs them for all.
+ONCE = ["-m", "not deep and not once"]
+
 
 def _pythons() -> list[str]:
     """The Pythons at hand, also those that pyenv keeps off the path."""
@@ -65,7 +68,8 @@ def core(session: nox.Session) -> None:
     _install(session, ".", "./examples/unifreeze-toy", group="test")
     session.run("python", "-c", "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'keras', 'jax', 'flax', 'equinox')))")
     also = [*PAGES, "--doctest-modules", "--pyargs", *_doctested()]
-    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *also, *session.posargs, env={"PAGES": "core"})
+    some = [] if session.python == PYTHONS[0] else ONCE
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *some, *also, *session.posargs, env={"PAGES": "core"})
 
 
 def _doctested() -> list[str]:
@@ -78,7 +82,7 @@ def minimums(session: nox.Session) -> None:
     """The core with the oldest versions that pyproject.toml allows."""
     oldest = [need.replace(">=", "==") for need in (*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "test"))]
     session.install("-q", "--no-compile", ".", "./examples/unifreeze-toy", *oldest)
-    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *session.posargs)
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *ONCE, *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -211,8 +215,9 @@ def bench_summary(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def peers(session: nox.Session) -> None:
-    """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen."""
+    """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen; and their side of docs/coming.md."""
     _install(session, ".", group="peers")
+    session.run("pytest", "tests/peers", env=ENVIRONMENT)
     _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
 
 
