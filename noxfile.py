@@ -25,8 +25,14 @@ PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
 # The models of the tests are small: a second thread waits, and keeps a core busy with it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# Most of the time of these tests is XLA's, and they compile much and run little; plain trees, whose plan they share, are proved under all of its optimizations,
+# and the deep sweeps are, too.
+COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 # A framework is a large thing to hold several times; the blocks of a page run in order, in one process.
 WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
+
+# Long tests of pure logic: the first Python runs them for all.
+ONCE = ["-m", "not deep and not once"]
 
 
 def _pythons() -> list[str]:
@@ -63,7 +69,8 @@ def core(session: nox.Session) -> None:
     _install(session, ".", "./examples/unifreeze-toy", group="test")
     session.run("python", "-c", "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'keras', 'jax', 'flax', 'equinox')))")
     also = [*PAGES, "--doctest-modules", "--pyargs", *_doctested()]
-    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *also, *session.posargs, env={"PAGES": "core"})
+    some = [] if session.python == PYTHONS[0] else ONCE
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *some, *also, *session.posargs, env={"PAGES": "core"})
 
 
 def _doctested() -> list[str]:
@@ -76,7 +83,7 @@ def minimums(session: nox.Session) -> None:
     """The core with the oldest versions that pyproject.toml allows."""
     oldest = [need.replace(">=", "==") for need in (*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "test"))]
     session.install("-q", "--no-compile", ".", "./examples/unifreeze-toy", *oldest)
-    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *session.posargs)
+    session.run("pytest", *WORKERS, "tests/core", "examples/unifreeze-toy/tests", *ONCE, *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -90,7 +97,8 @@ def tests(session: nox.Session, backend: str) -> None:
     _install(session, ".", group=f"test-{backend}")
     doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_guard", "_audit.verb", "_summary.table"))]
     also = [*PAGES, *(doctests if backend == "torch" else []), f"--conformance={report}"]
-    session.run("pytest", *WORKERS, *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | {"PAGES": backend})
+    quickly = COMPILE_QUICKLY if backend in {"nnx", "equinox"} else {}
+    session.run("pytest", *WORKERS, *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | quickly | {"PAGES": backend})
 
 
 def _files(backend: str) -> list[str]:
@@ -106,9 +114,11 @@ def _environment(backend: str) -> dict[str, str]:
 
 @nox.session(python=PYTHON)
 def port(session: nox.Session) -> None:
-    """Correspondence and porting between frameworks: Keras on JAX, and PyTorch, in one process; ``-- -m deep`` runs the long sweeps."""
+    """Correspondence and porting between frameworks: Keras on PyTorch, where its models are built in no time, and on JAX beside models of JAX."""
     _install(session, ".", group="port")
-    session.run("pytest", *WORKERS, "tests/port", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
+    beside_jax = {"tests/port/test_port.py", *map(str, Path("tests/port").glob("test_jax_*.py"))}
+    for engine, files in {"torch": {*map(str, Path("tests/port").glob("test_*.py"))} - beside_jax, "jax": beside_jax}.items():
+        session.run("pytest", *WORKERS, *sorted(files), *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)
@@ -130,10 +140,11 @@ def deep(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=PYTHON)
-def deep_port(session: nox.Session) -> None:
-    """The pairs of models that ``port`` leaves out."""
-    _install(session, ".", group="port")
-    session.run("pytest", "tests/port", "-m", "deep", *session.posargs, env=_environment("keras-jax") | ONE_THREAD)
+@nox.parametrize("engine", ["torch", "jax", "tensorflow"], ids=["torch", "jax", "tensorflow"])
+def deep_port(session: nox.Session, engine: str) -> None:
+    """All pairs of models, and all that ``port`` runs, with Keras on one of its engines."""
+    _install(session, ".", *(["tensorflow-cpu"] if engine == "tensorflow" else []), group="port")
+    session.run("pytest", "tests/port", "-m", "deep or not deep", *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD)
 
 
 @nox.session(python=PYTHON)
@@ -205,8 +216,9 @@ def bench_summary(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def peers(session: nox.Session) -> None:
-    """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen."""
+    """The same scenario in other libraries, each by its own documented call: how far moves what they call frozen; and their side of docs/coming.md."""
     _install(session, ".", group="peers")
+    session.run("pytest", "tests/peers", env=ENVIRONMENT)
     _page(session, "benchmarks/peers/table.py", Path("docs/peers/table.md"), ENVIRONMENT)
 
 

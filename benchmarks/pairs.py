@@ -17,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path += [str(TESTS), str(TESTS / "port")]
 
 import equinox as eqx
 import jax
@@ -25,6 +26,7 @@ import keras
 import numpy as np
 import pytest
 import torch
+import transformers_in_keras
 from flax import nnx
 
 import torchvision_cpu  # noqa: F401 - torchvision needs it beside a CPU-only torch
@@ -48,20 +50,20 @@ class Pair:
         names: What the table calls them.
         build: Makes either.
         size: Height and width of the image that they are given; odd, since Keras pads even ones on one side only.
-        shape: The whole shape of the input, where it is no image.
-        vocabulary: The number of tokens, where the input is ids.
+        shape: The whole shape of the input, where it is no such image, or the shapes of several by their names.
+        vocabulary: The number of tokens of each input, where they are ids.
         apply: For a model of JAX that does not say it, how it computes.
     """
 
     names: tuple[str, str]
     build: tuple[Build, Build]
     size: int = 65
-    shape: tuple[int, ...] = ()
-    vocabulary: int = 0
+    shape: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
+    vocabulary: tuple[int, ...] = ()
     apply: Callable[..., Any] | None = None
 
     @property
-    def input(self) -> tuple[int, ...]:
+    def input(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
         return self.shape or (1, self.size, self.size, 3)
 
 
@@ -88,21 +90,21 @@ def image(ours: str, theirs: str, size: int = 65, zoo: Callable[..., Any] = torc
     return Pair((f"Keras {ours}", f"{where} {theirs}"), (partial(keras_zoo, ours, size), partial(zoo, theirs, **more)), size)
 
 
+def drawn(build: Build, size: int) -> Any:
+    """A PyTorch model to carry weights from."""
+    return twins.torch_calibrated(twins.torch_randomised(build()), (1, size, size, 3))
+
+
+def back(theirs: str, ours: str, size: int = 65, zoo: Callable[..., Any] = torchvision_zoo) -> Pair:
+    """A pair of image classifiers, from PyTorch to Keras."""
+    where = "torchvision" if zoo is torchvision_zoo else "timm"
+    return Pair((f"{where} {theirs}", f"Keras {ours}"), (partial(drawn, partial(zoo, theirs), size), partial(keras_zoo, ours, size)), size)
+
+
 def same(zoo: Callable[..., Any], ours: str, other: Callable[..., Any], theirs: str, size: int = 65) -> Pair:
     """A pair within PyTorch."""
     words = {torchvision_zoo: "torchvision", timm_zoo: "timm"}
-    return Pair((f"{words[zoo]} {ours}", f"{words[other]} {theirs}"), (partial(zoo, ours), partial(other, theirs)), size)
-
-
-def torch_drawn(model: Any) -> Any:
-    """A PyTorch model with statistics, scales and biases away from zero and one."""
-    rng = np.random.default_rng(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.ndim == 1:
-                near_one = name.endswith(("weight", "var"))
-                tensor.copy_(torch.from_numpy(rng.uniform(0.8, 1.2, tensor.shape) if near_one else rng.uniform(-0.1, 0.1, tensor.shape)))
-    return model
+    return Pair((f"{words[zoo]} {ours}", f"{words[other]} {theirs}"), (partial(drawn, partial(zoo, ours), size), partial(other, theirs)), size)
 
 
 def blank(tree: Any) -> Any:
@@ -124,28 +126,32 @@ def equinox_resnet() -> Any:
     return blank(eqx.filter_eval_shape(eqx.nn.make_with_state(partial(zoo_equinox.ResNet18, "batch")), key=jax.random.key(0)))
 
 
-def to_linen(names: tuple[str, str], source: Build, module: Any, shape: tuple[int, ...], vocabulary: int = 0) -> Pair:
+def to_linen(names: tuple[str, str], source: Build, module: Any, shape: tuple[int, ...], vocabulary: tuple[int, ...] = ()) -> Pair:
     """A pair with a linen module, whose variables know nothing of their computation."""
     kind = "int32" if vocabulary else "float32"
     return Pair(names, (source, partial(linen, module, shape, kind)), shape=shape, vocabulary=vocabulary, apply=partial(module.apply, train=False))
 
 
-def torch_zoo(name: str, **more: Any) -> Any:
-    return torch_drawn(torchvision_zoo(name, **more))
+def torch_zoo(name: str, size: int = 64, **more: Any) -> Any:
+    return drawn(partial(torchvision_zoo, name, **more), size)
 
 
 def transformer(name: str, config: str, **more: Any) -> Any:
-    """A small model of transformers that returns a tuple."""
+    """A small model of transformers."""
     library = import_module("transformers")
     made = getattr(library, name)(getattr(library, config)(**more))
-    made.config.return_dict = False
     made.config.use_cache = False
-    return torch_drawn(made)
+    return twins.torch_randomised(made.eval())
 
 
-BERT = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 24}
-GPT2 = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
+BERT = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 16}
+GPT2 = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
 VIT = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64, "num_classes": 10}
+#: The sizes of the linen models.
+WIDER = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 24}
+TOKENS = {"input_ids": (1, 16), "token_type_ids": (1, 16)}
+BERTS = (transformers_in_keras.bert, partial(transformer, "BertModel", "BertConfig", **BERT))
+GPTS = (transformers_in_keras.gpt, partial(transformer, "GPT2LMHeadModel", "GPT2Config", **GPT2))
 
 PAIRS = [
     image("VGG16", "vgg16", 224),
@@ -155,22 +161,39 @@ PAIRS = [
     image("MobileNetV3Small", "mobilenet_v3_small"),
     image("DenseNet121", "densenet121"),
     image("EfficientNetB0", "efficientnet_b0"),
-    image("ConvNeXtTiny", "convnext_tiny"),
+    image("ConvNeXtTiny", "convnext_tiny", 64),
+    image("VGG16", "vgg16", 224, zoo=timm_zoo),
     image("ResNet50", "resnet50", zoo=timm_zoo),
     image("InceptionV3", "inception_v3", 299, zoo=timm_zoo),
     image("Xception", "legacy_xception", 71, zoo=timm_zoo),
-    image("EfficientNetB0", "tf_efficientnet_b0", zoo=timm_zoo),
+    image("MobileNetV2", "mobilenetv2_100", zoo=timm_zoo),
     image("MobileNetV3Small", "tf_mobilenetv3_small_100", zoo=timm_zoo),
     image("DenseNet121", "densenet121", zoo=timm_zoo),
-    image("ConvNeXtTiny", "convnext_tiny", zoo=timm_zoo),
+    image("EfficientNetB0", "tf_efficientnet_b0", zoo=timm_zoo),
+    image("ConvNeXtTiny", "convnext_tiny", 64, zoo=timm_zoo),
+    back("resnet50", "ResNet50"),
+    back("mobilenet_v2", "MobileNetV2"),
+    back("convnext_tiny", "ConvNeXtTiny", 64, zoo=timm_zoo),
     same(torchvision_zoo, "resnet50", timm_zoo, "resnet50"),
+    Pair(("Keras BERT, small", "transformers BertModel"), BERTS, shape=TOKENS, vocabulary=(50, 2)),
+    Pair(("Keras GPT-2, small", "transformers GPT2LMHeadModel"), GPTS, shape=(1, 16), vocabulary=(50,)),
+    Pair(("transformers BertModel, small", "Keras BERT"), BERTS[::-1], shape=TOKENS, vocabulary=(50, 2)),
+    Pair(("transformers GPT2LMHeadModel, small", "Keras GPT-2"), GPTS[::-1], shape=(1, 16), vocabulary=(50,)),
     to_linen(("torchvision resnet50", "linen ResNet50"), partial(torch_zoo, "resnet50"), zoo_linen.ResNet50(), (1, 64, 64, 3)),
     to_linen(("Keras ResNet50", "linen ResNet50"), partial(keras_zoo, "ResNet50", 64), zoo_linen.ResNet50OfKeras(), (1, 64, 64, 3)),
     Pair(("torchvision resnet50", "nnx ResNet50"), (partial(torch_zoo, "resnet50"), nnx_resnet), 64),
     Pair(("torchvision resnet18", "equinox ResNet18"), (partial(torch_zoo, "resnet18"), equinox_resnet), 64),
-    to_linen(("torchvision VisionTransformer, small", "linen ViT"), partial(torch_zoo, "VisionTransformer", **VIT), zoo_attention.ViT(), (1, 32, 32, 3)),
-    to_linen(("transformers BertModel, small", "linen BERT"), partial(transformer, "BertModel", "BertConfig", **BERT), zoo_attention.Bert(), (1, 8), 50),
-    to_linen(("transformers GPT2Model, small", "linen GPT-2"), partial(transformer, "GPT2Model", "GPT2Config", **GPT2), zoo_attention.GPT2(), (1, 8), 50),
+    to_linen(("torchvision VisionTransformer, small", "linen ViT"), partial(torch_zoo, "VisionTransformer", 32, **VIT), zoo_attention.ViT(), (1, 32, 32, 3)),
+    to_linen(
+        ("transformers BertModel, small", "linen BERT"), partial(transformer, "BertModel", "BertConfig", **BERT | WIDER), zoo_attention.Bert(), (1, 8), (50,)
+    ),
+    to_linen(
+        ("transformers GPT2Model, small", "linen GPT-2"),
+        partial(transformer, "GPT2Model", "GPT2Config", **GPT2 | {"n_embd": 32, "n_positions": 24}),
+        zoo_attention.GPT2(),
+        (1, 8),
+        (50,),
+    ),
 ]
 
 
@@ -215,22 +238,24 @@ def apart(pair: Pair, models: list[Any], found: Any) -> str:
     try:
         found.transfer()
         with pytest.MonkeyPatch.context() as patched:
-            if isinstance(models[1], torch.nn.Module):
-                twins.set_alike(models[1], found, patched)
-            x = inputs(pair)
+            kinds = ["Keras" if isinstance(model, keras.Model) else "PyTorch" if isinstance(model, torch.nn.Module) else "JAX" for model in models]
+            if kinds[1] != "JAX":
+                twins.set_alike(models[kinds[1] == "PyTorch"], found, patched, int(kinds[1] == "PyTorch"))
+            arrays = inputs(pair)
             # A figure says something only where the output depends on the input.
-            one, other = (np.asarray(found._traced[0].run([x[place : place + 1]])[0]) for place in (0, 1))
-            blind = np.abs(one - other).max() < 1e-2 * np.abs(one).max()
-            return "the output hardly depends on the input" if blind else f"{found.verify(x):.0e}"
+            expected = found._traced[0].run(arrays)[0]
+            blind = np.abs(expected[0] - expected[1]).max() < 1e-2 * np.abs(expected).max()
+            return "the output hardly depends on the input" if blind else f"{found.verify(arrays):.0e}"
     except errors.UnifreezeError as error:
         return "refused: " + " ".join(str(error).split())[:120]
 
 
-def inputs(pair: Pair) -> Any:
+def inputs(pair: Pair) -> list[Any]:
+    shapes = list(pair.input.values()) if isinstance(pair.input, dict) else [pair.input]
+    if not pair.vocabulary:
+        return [twins.images(shape) for shape in shapes]
     rng = np.random.default_rng(1)
-    if pair.vocabulary:
-        return rng.integers(0, pair.vocabulary, (2, *pair.input[1:]))
-    return rng.normal(size=(2, *pair.input[1:])).astype("float32")
+    return [rng.integers(0, number, (8, *shape[1:])) for number, shape in zip(pair.vocabulary, shapes, strict=True)]
 
 
 if __name__ == "__main__":

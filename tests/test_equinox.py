@@ -251,3 +251,8 @@ def test_statistics_of_a_subclass_in_batch_mode_are_named() -> None:
     assert norm.kind == "batch_norm"
     assert {buffer.path: buffer.role for buffer in norm.buffers} == {"middle.batch_counter": "count", "middle.mean": "mean", "middle.var": "variance"}
     assert freeze(pair, layers="middle").held == ("middle",)
+
+
+def test_rows_are_refused() -> None:
+    with pytest.raises(BackendError, match=r"(?s)rows= is not known to the equinox backend.*Keep two arrays"):
+        freeze(Net(_mlp()), layers="first", params="weight", rows=[0])

@@ -53,20 +53,20 @@ class Block(eqx.Module):
 
 
 class ResNet(eqx.Module):
-    """ResNet-18's plan, four stages of two blocks, on small images and eight times narrower."""
+    """ResNet-10's plan, four stages of one block, or ResNet-18's, of two; on small images and eight times narrower."""
 
     stem: eqx.nn.Conv2d
     norm: eqx.nn.BatchNorm
     layers: list[Block]
     fc: eqx.nn.Linear
 
-    def __init__(self, key: Any, width: int = 8) -> None:
-        keys = jax.random.split(key, 10)
+    def __init__(self, key: Any, blocks: int, width: int = 8) -> None:
+        keys = jax.random.split(key, 2 + 4 * blocks)
         self.stem = eqx.nn.Conv2d(3, width, 3, padding=1, use_bias=False, key=keys[0])
         self.norm = eqx.nn.BatchNorm(width, axis_name="batch", mode="batch")
-        sizes = [(width * 2 ** max(0, stage - (block == 0)), width * 2**stage, 1 + (stage > 0 and block == 0)) for stage in range(4) for block in range(2)]
-        self.layers = [Block(*size, key) for size, key in zip(sizes, keys[1:9], strict=True)]
-        self.fc = eqx.nn.Linear(width * 8, 10, key=keys[9])
+        sizes = [(width * 2 ** max(0, stage - (block == 0)), width * 2**stage, 1 + (stage > 0 and block == 0)) for stage in range(4) for block in range(blocks)]
+        self.layers = [Block(*size, key) for size, key in zip(sizes, keys[1:-1], strict=True)]
+        self.fc = eqx.nn.Linear(width * 8, 10, key=keys[-1])
 
     def __call__(self, x: Any, state: Any) -> Any:
         x, state = self.norm(self.stem(x), state)
@@ -93,11 +93,11 @@ def statistics(norm: Any, state: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(values)]
 
 
-def of_resnet(width: int = 8) -> int:
+def of_resnet(blocks: int, width: int = 8) -> int:
     """The parameters of that ResNet, counted by its plan."""
     norm, total, inputs = 2 * width, 3 * 9 * width + 2 * width, width
     for stage in range(4):
-        for block in range(2):
+        for block in range(blocks):
             outputs = width * 2**stage
             norm = 2 * outputs
             down = inputs * outputs if stage > 0 and block == 0 else 0
@@ -106,9 +106,10 @@ def of_resnet(width: int = 8) -> int:
     return total + inputs * 10 + 10
 
 
-def test_a_resnet_with_batch_norm() -> None:
-    model, state = begun = eqx.nn.make_with_state(ResNet)(jax.random.key(0))
-    freezing = freeze(begun, layers=before("layers.6"))
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.deep)])
+def test_a_resnet_with_batch_norm(blocks: int) -> None:
+    model, state = begun = eqx.nn.make_with_state(ResNet)(jax.random.key(0), blocks)
+    freezing = freeze(begun, layers=before(f"layers.{3 * blocks}"))
     tx = freezing.optimizer(optax.adamw(1e-3, weight_decay=0.1), pre=optax.clip_by_global_norm(1.0))
 
     @eqx.filter_jit
@@ -121,15 +122,16 @@ def test_a_resnet_with_batch_norm() -> None:
     opt_state = tx.init(model)
     for i in range(2):
         model, state, opt_state = step(model, state, opt_state, *pictures(i))
-    late = (".layers[6]", ".layers[7]", ".fc")
+    last = range(3 * blocks, 4 * blocks)
+    late = (*(f".layers[{i}]" for i in last), ".fc")
     assert moved(begun[0], model) == {path for path in arrays(model) if path.startswith(late)}
-    norms = {"norm": model.norm} | {f"layers.{i}.{name}": getattr(model.layers[i], name) for i in range(8) for name in ("bn1", "bn2")}
+    norms = {"norm": model.norm} | {f"layers.{i}.{name}": getattr(model.layers[i], name) for i in range(4 * blocks) for name in ("bn1", "bn2")}
     still = {name for name, norm in norms.items() if statistics(norm, begun[1]) == statistics(norm, state)}
-    assert norms.keys() - still == {f"layers.{i}.{name}" for i in (6, 7) for name in ("bn1", "bn2")}
-    assert len(freezing.verify((model, state)).arrays) == 1 + 2 + 6 * 6 + 2 + 13 * 3
+    assert norms.keys() - still == {f"layers.{i}.{name}" for i in last for name in ("bn1", "bn2")}
+    assert len(freezing.verify((model, state)).arrays) == 1 + 2 + 3 * blocks * 6 + 2 + (1 + 6 * blocks) * 3
     totals = summary(freezing).totals
-    assert totals.parameters == of_resnet() == sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-    assert totals.trainable == sum(leaf.size for leaf in jax.tree.leaves(eqx.filter((model.layers[6:], model.fc), eqx.is_inexact_array)))
+    assert totals.parameters == of_resnet(blocks) == sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+    assert totals.trainable == sum(leaf.size for leaf in jax.tree.leaves(eqx.filter((model.layers[3 * blocks :], model.fc), eqx.is_inexact_array)))
     back = freezing.undo()
     assert back.frozen == back.held == ()
     assert set(back.trainable) == set(freezing.frozen) | set(freezing.trainable)

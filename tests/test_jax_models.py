@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -51,25 +52,27 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18's plan, four stages of two blocks, on small images and eight times narrower; the blocks are rematerialised."""
+    """ResNet-10's plan, four stages of one block, or ResNet-18's, of two; on small images and eight times narrower; every other block is rematerialised."""
 
+    blocks: int
     width: int = 8
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Any:
         x = nn.Conv(self.width, (3, 3), use_bias=False, name="stem")(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x))
-        for i in range(8):
+        for i in range(4 * self.blocks):
             block = Block if i % 2 else nn.remat(Block)
-            x = block(self.width * 2 ** (i // 2), 1 + (i > 0 and i % 2 == 0), train, name=f"layers_{i}")(x)
+            stage, place = divmod(i, self.blocks)
+            x = block(self.width * 2**stage, 1 + (stage > 0 and place == 0), train, name=f"layers_{i}")(x)
         return nn.Dense(10, name="fc")(x.mean((1, 2)))
 
 
-def of_resnet(width: int = 8) -> tuple[int, int]:
+def of_resnet(blocks: int, width: int = 8) -> tuple[int, int]:
     """The parameters and the statistics of that ResNet, counted by its plan."""
     total, statistics, inputs = 27 * width + 2 * width, 2 * width, width
     for stage in range(4):
-        for block in range(2):
+        for block in range(blocks):
             outputs = width * 2**stage
             total += 9 * inputs * outputs + 9 * outputs * outputs + 4 * outputs + (inputs * outputs if stage > 0 and block == 0 else 0)
             statistics, inputs = statistics + 4 * outputs, outputs
@@ -85,12 +88,13 @@ def pictures(seed: int) -> Any:
     return rng.normal(0.5, 1, (4, 16, 16, 3)).astype(np.float32), rng.integers(10, size=4)
 
 
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("inference", ["norm", pytest.param("none", marks=pytest.mark.deep), pytest.param("all", marks=pytest.mark.deep)])
-def test_a_linen_resnet_with_batch_norm(inference: Any) -> None:
+def test_a_linen_resnet_with_batch_norm(inference: Any, blocks: int) -> None:
     """In flax's own TrainState; the loss asks for training mode everywhere."""
-    model = ResNet()
-    variables = model.init(jax.random.key(0), pictures(0)[0], train=True)
-    freezing = freeze(variables, layers=["stem", "norm", *(f"layers_{i}.**" for i in range(6))], inference=inference)
+    model = ResNet(blocks)
+    variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), pictures(0)[0])
+    freezing = freeze(variables, layers=["stem", "norm", *(f"layers_{i}.**" for i in range(3 * blocks))], inference=inference)
     tx = freezing.optimizer(optax.adamw(1e-3, weight_decay=0.1), pre=optax.clip_by_global_norm(1.0))
     train = begun = State.create(apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=variables["batch_stats"])
 
@@ -105,15 +109,16 @@ def test_a_linen_resnet_with_batch_norm(inference: Any) -> None:
 
     for seed in range(2):
         train = step(train, *pictures(seed))
-    late = ("layers_6.", "layers_7.", "fc.")
+    parts = [*(f"layers_{i}" for i in range(3 * blocks, 4 * blocks)), "fc"]
+    late = tuple(f"{part}." for part in parts)
     assert moved(begun.params, train.params) == {path for path in paths(begun.params) if path.startswith(late)}
     statistics = {path for path in paths(begun.batch_stats) if inference == "none" or path.startswith(late)}
     assert moved(begun.batch_stats, train.batch_stats) == statistics
     ended = {"params": train.params, "batch_stats": train.batch_stats}
-    assert len(freezing.verify(ended).arrays) == 41 + (0 if inference == "none" else 26)
+    assert len(freezing.verify(ended).arrays) == 3 + 18 * blocks + 2 + (0 if inference == "none" else 2 + 12 * blocks)
     totals = summary(freezing).totals
-    assert (totals.parameters, totals.buffers) == of_resnet() == (size(train.params), size(train.batch_stats))
-    assert totals.trainable == size([train.params[name] for name in ("layers_6", "layers_7", "fc")])
+    assert (totals.parameters, totals.buffers) == of_resnet(blocks) == (size(train.params), size(train.batch_stats))
+    assert totals.trainable == size([train.params[name] for name in parts])
     assert size(train.opt_state) == 2 * totals.trainable + 1
     assert freezing.undo().frozen == ()
     poked = jax.tree.map(lambda leaf: leaf, ended)
@@ -226,6 +231,23 @@ def test_a_haiku_perceptron_with_state(inference: Any) -> None:
     assert freezing.verify({"params": params, "state": state})
     assert summary(freezing).totals.parameters == size(params) == 4 * 16 + 16 + 32 + 1 + 16 * 16 + 16 + 32 + 1 + 16 * 3 + 3
     assert freezing.undo().held == ()
+
+
+class Dropping(hk.Module):
+    """A layer that is told at its call whether to drop."""
+
+    def __call__(self, x: Any, is_training: bool) -> Any:
+        x = hk.get_parameter("gain", (), init=jnp.ones) * x
+        return hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
+
+
+def test_all_stops_a_dropout_of_haiku_and_norm_does_not() -> None:
+    net = hk.transform(lambda x: hk.Linear(3, name="head")(Dropping(name="drop")(x, is_training=True)))
+    x = jnp.ones((8, 4))
+    params = net.init(jax.random.key(0), x)
+    for inference, same in (("norm", False), ("all", True)):
+        held = jax.jit(freeze(params, layers="drop", inference=inference).hold(net.apply))
+        assert np.array_equal(held(params, jax.random.key(1), x), held(params, jax.random.key(2), x)) is same
 
 
 def test_a_plain_tree_of_dicts_and_lists() -> None:

@@ -18,7 +18,7 @@ from flax.core import freeze as to_frozen_dict
 from flax.training.train_state import TrainState
 
 from unifreeze import Freezing, UnifreezeError, apply, freeze, layers, summary, unfreeze
-from unifreeze.errors import UnbuiltModelError
+from unifreeze.errors import BackendError, UnbuiltModelError
 
 X = jax.random.normal(jax.random.key(7), (8, 5))
 DOCS = sorted(Path(__file__).parent.parent.glob("docs/*.md"))
@@ -113,6 +113,23 @@ def test_a_flat_dict_of_paths_is_a_tree() -> None:
 def test_a_tree_can_not_be_unfrozen_only_a_freezing() -> None:
     with pytest.raises(TypeError, match=r"(?s)carries no state.*unfreeze\(freezing"):
         unfreeze(net(), layers="head")
+
+
+def test_rows_are_refused_and_what_the_refusal_says_works() -> None:
+    table = jnp.arange(12.0).reshape(6, 2)
+    with pytest.raises(BackendError, match=r"(?s)rows= is not known to the jax backend.*jnp\.concatenate\(\[params\['old'\], params\['new'\]\]\)"):
+        freeze({"embed": {"embedding": table}}, layers="embed", rows=slice(0, 4))
+    params = {"old": {"embedding": table[:4]}, "new": {"embedding": table[4:]}}
+    f = freeze(params, layers="old")
+    tx = f.optimizer(optax.adamw(0.1, weight_decay=0.1))
+
+    def loss(params: Any) -> Any:
+        return jnp.sum(jnp.concatenate([params["old"]["embedding"], params["new"]["embedding"]])[jnp.array([0, 5])] ** 2)
+
+    updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert np.array_equal(after["old"]["embedding"], table[:4])
+    assert np.all(after["new"]["embedding"] != table[4:]), "the row without a gradient decays"
 
 
 # What a verb does not take.

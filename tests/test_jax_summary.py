@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -32,7 +33,7 @@ X = jnp.zeros((2, 8, 8, 3))
 
 
 def variables() -> Any:
-    return Net().init(jax.random.key(0), X, train=False)
+    return jax.jit(functools.partial(Net().init, train=False))(jax.random.key(0), X)
 
 
 def shapes(model: Any, **given: Any) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def shapes(model: Any, **given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("training", [True, False])
 def test_output_shapes_are_those_that_linen_captures(training: bool) -> None:
     tree = variables()
-    _, kept = Net().apply(tree, X, train=training, rngs={"dropout": jax.random.key(0)}, mutable=True, capture_intermediates=True)
+    real = functools.partial(Net().apply, train=training, rngs={"dropout": jax.random.key(0)}, mutable=True, capture_intermediates=True)
+    _, kept = jax.jit(real)(tree, X)
     paths = jax.tree_util.tree_flatten_with_path(kept["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple))[0]
     captured = {".".join(key.key for key in keys[:-1]): next(iter(jax.tree.leaves(outs[0]) if not keys[:-1] else [outs[0]])) for keys, outs in paths}
     found = shapes(tree, call=Net(), inputs={"x": X, "train": training})

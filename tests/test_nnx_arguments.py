@@ -71,3 +71,10 @@ def test_what_cannot_be_swapped_is_refused_alone() -> None:
         freeze(mixed)
     assert type(mixed.stem.kernel) is nnx.Param
     assert freeze(mixed, layers="stem").frozen == ("stem.kernel", "stem.bias")
+
+
+def test_rows_are_refused_and_nothing_changes() -> None:
+    model = Net()
+    with pytest.raises(BackendError, match=r"(?s)rows= is not known to the nnx backend.*Keep two arrays"):
+        freeze(model, layers="stem", params="kernel", rows=[0])
+    assert set(nnx.state(model, nnx.Param)) == {"stem", "head"}

@@ -45,12 +45,12 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """ResNet-18's plan, four stages of two blocks, on small images and eight times narrower."""
+    """ResNet-10's plan, four stages of one block, or ResNet-18's, of two; on small images and eight times narrower."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int = 8) -> None:
+    def __init__(self, rngs: nnx.Rngs, blocks: int, width: int = 8) -> None:
         self.stem = nnx.Conv(3, width, (3, 3), use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
-        sizes = [(width * 2 ** max(0, stage - (block == 0)), width * 2**stage, 1 + (stage > 0 and block == 0)) for stage in range(4) for block in range(2)]
+        sizes = [(width * 2 ** max(0, stage - (block == 0)), width * 2**stage, 1 + (stage > 0 and block == 0)) for stage in range(4) for block in range(blocks)]
         self.layers = nnx.List([Block(*size, rngs) for size in sizes])
         self.fc = nnx.Linear(width * 8, 10, rngs=rngs)
 
@@ -65,11 +65,11 @@ def image_loss(model: ResNet, images: Any, labels: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
 
-def of_resnet(width: int = 8) -> tuple[int, int]:
+def of_resnet(blocks: int, width: int = 8) -> tuple[int, int]:
     """The parameters and the statistics of that ResNet, counted by its plan."""
     total, statistics, inputs = 27 * width + 2 * width, 2 * width, width
     for stage in range(4):
-        for block in range(2):
+        for block in range(blocks):
             outputs = width * 2**stage
             total += 9 * inputs * outputs + 9 * outputs * outputs + 4 * outputs + (inputs * outputs if stage > 0 and block == 0 else 0)
             statistics, inputs = statistics + 4 * outputs, outputs
@@ -88,16 +88,17 @@ def fit(model: ResNet, optimizer: nnx.Optimizer, seeds: range) -> None:
         image_step(model, optimizer, rng.normal(0.5, 1, (4, 16, 16, 3)).astype(np.float32), rng.integers(10, size=4))
 
 
-def test_a_resnet_with_batch_norm() -> None:
-    model = ResNet(nnx.Rngs(0))
-    freezing = freeze(model, layers=before("layers.6"))
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.deep)])
+def test_a_resnet_with_batch_norm(blocks: int) -> None:
+    model = nnx.jit(lambda: ResNet(nnx.Rngs(0), blocks))()
+    freezing = freeze(model, layers=before(f"layers.{3 * blocks}"))
     begun = arrays(model)
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1)), wrt=nnx.Param)
     fit(model, optimizer, range(2))
-    late = ("layers.6.", "layers.7.", "fc.")
+    late = (*(f"layers.{3 * blocks + i}." for i in range(blocks)), "fc.")
     assert moved(begun, arrays(model)) == {path for path in begun if path.startswith(late)}, "both statistics and weights"
-    assert len(freezing.verify().arrays) == 5 + 6 * 10 + 2
-    assert (summary(model).totals.parameters, summary(model).totals.buffers) == of_resnet()
+    assert len(freezing.verify().arrays) == 5 + 3 * blocks * 10 + 2
+    assert (summary(model).totals.parameters, summary(model).totals.buffers) == of_resnet(blocks)
     assert summary(model).totals.trainable == sum(begun[path].size for path in begun if path.startswith(late) and not path.endswith(("mean", "var")))
     freezing.undo()
     assert {type(leaf) for _, leaf in nnx.to_flat_state(nnx.state(model))} == {nnx.Param, nnx.BatchStat}

@@ -45,20 +45,20 @@ def test_both_sides_leave_the_same_trainable(wrote: str, write: str) -> None:
 NORMS = {"backbone.bn1", "backbone.bn2"}
 LORA = {"backbone.attention.lora_A.default", "backbone.attention.lora_B.default"}
 BASE = {"backbone.conv1", "backbone.conv2", "backbone.bn1", "backbone.bn2", "backbone.norm", "backbone.attention.base_layer", "head"}
-#: The modules whose parameters train after what was written, by the documentation of each library (the libraries are not part of these tests).
+#: The modules whose parameters train after what was written, as tests/peers sees it happen in each library.
 TRAINS: dict[str, set[str]] = {
     "module.freeze()": set(),
     "BaseFinetuning.freeze(model.backbone)": {*NORMS, "head"},
     "BaseFinetuning.freeze(model.backbone, train_bn=False)": {"head"},
     "BaseFinetuning.freeze(model); BaseFinetuning.make_trainable(model.head)": {*NORMS, "head"},
-    "learn.freeze()": {*NORMS, "head"},
+    "learn.freeze()": {*NORMS, "backbone.norm", "head"},
     "learn.freeze(); learn.unfreeze()": {"backbone", "head"},
-    "learn = vision_learner(dls, resnet18, train_bn=False)": {"head"},
+    "learn = Learner(model, splitter=splitter, train_bn=False); learn.freeze()": {"head"},
     "learn.freeze_to(1)": {*NORMS, "backbone.conv2", "backbone.norm", "head"},
     "get_peft_model(model, LoraConfig(…))": LORA,
     'get_peft_model(model, LoraConfig(…, modules_to_save=["head"]))': {*LORA, "head"},
     'get_peft_model(model, LoraConfig(…, bias="all"))': {*LORA, *(f"{path}.bias" for path in BASE)},
-    "get_peft_model(model, LNTuningConfig())": {"backbone.norm"},
+    "get_peft_model(model, LNTuningConfig(…))": {"backbone.norm"},
 }
 
 

@@ -15,7 +15,7 @@ from torch import nn
 TWINS = {
     "1 transfer-learning guide": (0, "mobilenet_v2", {"num_classes": 1}, None),
     "2 transfer-learning tutorial": (1, "mobilenet_v2", {"num_classes": 1}, None),
-    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 75, 75, 3)),
+    "3 applications page": (1, "inception_v3", {"init_weights": False}, (1, 139, 139, 3)),
     "4 Chollet, first edition": (1, "vgg16", {}, None),
     "5 Chollet, second edition": (0, "vgg16", {}, None),
     "6 EfficientNet fine-tuning": (1, "efficientnet_b0", {"num_classes": 10}, None),
@@ -57,10 +57,70 @@ def calibrated(model: Any, shape: tuple[int, ...]) -> Any:
     before = [(layer._trainable, layer.momentum) for layer in norms]
     for layer in norms:
         layer._trainable, layer.momentum = True, 0.0
-    model(np.random.default_rng(2).normal(size=(8, *shape[1:])).astype("float32"), training=True)
+    model(images(shape, seed=2), training=True)
     for layer, (flag, momentum) in zip(norms, before, strict=True):
         layer._trainable, layer.momentum = flag, momentum
     return model
+
+
+def torch_randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Vectors get values of their own, and so does what is initialised with zeros; other kernels keep what they were initialised with."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            near_one = name.endswith(("weight", "var"))
+            if tensor.ndim == 1:
+                tensor.copy_(torch.from_numpy(rng.uniform(0.8, 1.2, tensor.shape) if near_one else rng.uniform(-0.1, 0.1, tensor.shape)))
+            elif tensor.ndim > 1 and not tensor.any():
+                tensor.copy_(torch.from_numpy(rng.normal(0, 0.1, tensor.shape)))
+    return model
+
+
+def torch_calibrated(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """As ``calibrated``, for PyTorch."""
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    torch_output(model, images(shape, seed=2))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.eval().momentum = momentum
+    return model
+
+
+def images(shape: tuple[int, ...], seed: int = 1) -> Any:
+    """Always as many, since Keras on JAX compiles each operation anew for each size of a batch."""
+    return np.random.default_rng(seed).normal(size=(8, *shape[1:])).astype("float32")
+
+
+def keras_output(model: Any, x: Any) -> Any:
+    return keras.ops.convert_to_numpy(model(x, training=False))
+
+
+def torch_output(model: nn.Module, x: Any) -> Any:
+    """What a module computes from numbers with channels last."""
+    with torch.no_grad():
+        return model(torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1) if x.ndim > 3 else x))).numpy()
+
+
+def apart(expected: Any, got: Any) -> float:
+    """The largest difference relative to the largest value. Agreement says something only where the output depends on the input, which is checked."""
+    scale = np.abs(expected).max()
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2 * scale, "the output hardly depends on the input, so that agreement proves nothing"
+    return float(np.abs(got - expected).max() / scale)
+
+
+def unseen(model: nn.Module, x: Any, limit: float) -> list[str]:
+    """The arrays of a module whose values could be in the wrong order without a difference of the outputs above the limit."""
+    expected = torch_output(model, x)
+    found = []
+    for name, array in model.state_dict().items():
+        right = array.clone()
+        array.copy_(right.flip(0))
+        if not torch.equal(array, right) and not apart(expected, torch_output(model, x)) > limit:
+            found.append(name)
+        array.copy_(right)
+    return found
 
 
 def values(array: Any) -> bytes:
@@ -80,13 +140,14 @@ def by_values(model: Any) -> dict[bytes, Any]:
 BODIES = {"vgg16": "features", "mobilenet_v2": "features", "efficientnet_b0": "features", "resnet50": "layer4", "inception_v3": "Mixed_7c"}
 
 
-def set_alike(model: nn.Module, found: Any, monkeypatch: Any) -> None:
+def set_alike(model: nn.Module, found: Any, monkeypatch: Any, side: int = 1) -> None:
     """What the frameworks do differently and no weight decides: epsilons, where ResNet50 has its strides, pools that count their padding, and the side that an
-    even input is padded on."""
+    even input is padded on. The model is the target, or on side 0 the source."""
     modules = dict(model.named_modules())
-    for _, theirs, setting, value, _ in found.differences:
+    for difference in found.differences:
+        path, setting, value = difference[side], difference[2], difference[4 - side]
         if setting in {"epsilon", "stride"}:
-            setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
+            setattr(modules[path], {"epsilon": "eps"}.get(setting, setting), value)
     pool = nn.functional.avg_pool2d
     monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, *args, **kw: pool(x, *args[:4], **(kw | {"count_include_pad": False})))
     for module in modules.values():

@@ -51,14 +51,16 @@ class Applied:
         tools: An object whose public attributes the ``Freezing`` offers as its own: the verbs that the framework's training code needs
             (``optimizer``, ``value_and_grad``). If it is hashable and equal by content, so is the ``Freezing``.
         skipped: For each parameter that was asked for and could not be changed, why.
-        state: What the model itself says now, read back from its flags and modules, where the backend can tell without reading all of it again; ``None``
-            has it read.
+        tree: Of a model that can't carry its state: how ``model``, without values, reads now, for the ``Freezing`` to keep; ``None`` has it read.
+        state: Of a model that is changed in place: what it says now, read back from its flags and modules, where the backend can tell without reading all
+            of it again; ``None`` has it read.
     """
 
     model: object
     undo: Callable[[], None] = nothing
     tools: object = None
     skipped: dict[str, str] = field(default_factory=dict)
+    tree: Layer | None = None
     state: State | None = None
 
 

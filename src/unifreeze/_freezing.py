@@ -68,6 +68,7 @@ class Freezing:
     _ids: Mapping[str, int] = field(default_factory=dict)
     _copies: Mapping[str, Any] = field(default_factory=dict)
     _told: Calls = ()
+    _tree: Layer | None = None
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -80,17 +81,16 @@ class Freezing:
         Later calls on the same layers are undone with it, in the opposite order, as nested ``with`` blocks do; those on other layers stay.
         """
         self._revert()
-        tree = self._backend.layers(self.model)
+        tree = self._read()
         if self._backend.in_place:
             return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
         every = frozenset(parameter.path for layer in tree.walk() for parameter in layer.parameters)
-        request = Request(with_state(tree, self._state), self._before, every, frozenset(layer.path for layer in tree.walk()))
+        request = Request(tree, self._before, every, frozenset(layer.path for layer in tree.walk()))
         return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints, told=self._told[:-1])
 
     def summary(self, **wanted: Any) -> Summary:
         """Returns the table of layers and totals; it takes the arguments of ``unifreeze.summary``."""
-        tree = read(self._backend, self.model, self._state)
-        return summarise(self._backend, self.model, tree, self._label, Wanted.of(wanted), told=[one for call in self._told for one in call])
+        return summarise(self._backend, self.model, self._read(), self._label, Wanted.of(wanted), told=[one for call in self._told for one in call])
 
     def verify(self, model: object = None, *, optimizer: object = None) -> Proof:
         """Compares every frozen parameter, and every buffer of a layer that is held, with what it was at the call: byte by byte, by its fingerprint.
@@ -176,6 +176,10 @@ class Freezing:
         fresh = model is not None or self._backend.in_place
         return digest_of(tree, prints_of(self._backend, tree) if fresh else self._fingerprints)
 
+    def _read(self) -> Layer:
+        """The model as it is now; a pytree as it was at the call."""
+        return self._tree or read(self._backend, self.model, self._state)
+
     def _let_go(self, tree: Layer) -> Iterator[Moved]:
         """The layers that no longer run as at inference; until their statistics move, no array shows it."""
         how = {layer.path: layer.inference for layer in tree.walk()}
@@ -225,7 +229,13 @@ class Freezing:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, also of a model that keeps its Freezing. How to undo belongs to the arrays and flags that were changed, so it stays here."""
-        return {**vars(self), "skipped": dict(self.skipped), "_revert": _elsewhere if self._backend.in_place else nothing, "_ids": {}}
+        return {
+            **vars(self),
+            "skipped": dict(self.skipped),
+            "_revert": _elsewhere if self._backend.in_place else nothing,
+            "_ids": {},
+            "_tree": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, skipped=MappingProxyType(state["skipped"]))
@@ -280,19 +290,20 @@ def bring_about(
     applied = backend.apply(model, request)
     with ExitStack() as safely:
         safely.callback(applied.undo)
-        tree = request.tree
-        if applied.state is None:
+        tree = applied.tree or request.tree
+        if applied.tree is None and applied.state is None:
             tree = backend.layers(applied.model) if backend.in_place else with_state(tree, request.state)
         skipped = {**skipped, **applied.skipped}
         undo = applied.undo
         if backend.in_place:
             undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
-        freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped)
+        values = {} if backend.in_place else {one.path: one.array for one in request.tree.arrays()}
+        freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped, values=values)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
     if any(blank.values()):
         freezing = replace(freezing, _fingerprints={**freezing._fingerprints, **blank})
-    return freezing if backend.in_place else replace(freezing, _told=told)
+    return freezing if backend.in_place else replace(freezing, _told=told, _tree=applied.tree)
 
 
 def _undone(undo: Callable[[], None], calls: list[Told], told: Calls) -> None:
@@ -359,8 +370,12 @@ def describe(
     undo: Callable[[], None] = nothing,
     tools: object = None,
     skipped: Mapping[str, str] = MappingProxyType({}),
+    values: Mapping[str, object] = MappingProxyType({}),
 ) -> Freezing:
-    """Reads off a tree what a Freezing tells; ``state`` is what holds now, where it is not what the tree shows."""
+    """Reads off a tree what a Freezing tells.
+
+    ``state`` is what holds now, where it is not what the tree shows; ``values`` are the arrays of a model for which the tree has shapes, by path.
+    """
     nodes = list(tree.walk())
     state = state_of(nodes) if state is None else state
     every = [p for layer in nodes for p in layer.parameters]
@@ -381,7 +396,7 @@ def describe(
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_prints(backend, parameters, nodes, state),
+        _fingerprints=_prints(backend, parameters, nodes, state, values),
         _ids={p.path: id(p.array) for p in frozen} if backend.in_place else {},
         _layers=frozenset([layer.path for layer in nodes]),
         _trained=frozenset([p.path for p in every if p.path not in state.frozen]),
@@ -417,13 +432,19 @@ def prints_of(backend: Backend, tree: Layer) -> dict[str, Hashable]:
     return _prints(backend, list(unique(p for layer in nodes for p in layer.parameters)), nodes, state_of(nodes))
 
 
-def _prints(backend: Backend, parameters: list[Parameter], nodes: list[Layer], state: State) -> dict[str, Hashable]:
+def _prints(
+    backend: Backend, parameters: list[Parameter], nodes: list[Layer], state: State, values: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Hashable]:
     """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
-    prints = {p.path: backend.fingerprint(p.array) for p in parameters if p.path in state.frozen}
+
+    def array(p: Parameter) -> object:
+        return values.get(p.path, p.array)
+
+    prints = {p.path: backend.fingerprint(array(p) if values else p.array) for p in parameters if p.path in state.frozen}
     if state.rows:
-        prints |= {p.path: fingerprint(backend, p.array, state.rows[p.path]) for p in parameters if p.path in state.rows}
+        prints |= {p.path: fingerprint(backend, array(p), state.rows[p.path]) for p in parameters if p.path in state.rows}
     if state.inference:
-        prints |= {b.path: backend.fingerprint(b.array) for b in still(nodes, state.inference)}
+        prints |= {b.path: backend.fingerprint(array(b)) for b in still(nodes, state.inference)}
     return prints
 
 

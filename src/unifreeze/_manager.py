@@ -89,10 +89,9 @@ def backend_of(model: object) -> Backend:
 def read(model: object) -> tuple[Backend, Layer]:
     """The backend, and the model's tree with everything that is frozen now."""
     from ._freezing import Freezing
-    from ._freezing import read as with_its_state
 
     if isinstance(model, Freezing):
-        return model._backend, with_its_state(model._backend, model.model, model._state)
+        return model._backend, model._read()
     backend = backend_of(model)
     backend.adopt(Freezing)
     return backend, backend.layers(model)

@@ -169,22 +169,37 @@ def state_of(layers: list[Layer]) -> State:
     )
 
 
-def with_state(tree: Layer, state: State) -> Layer:
-    """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags)."""
+def with_state(tree: Layer, state: State, copies: Mapping[int, object] | None = None) -> Layer:
+    """Returns the tree as it reads under a state that the model itself can't carry (a pytree has no flags).
 
-    def under(parameter: Parameter) -> Parameter:
-        wanted: Status = "frozen" if parameter.path in state.frozen else "trainable"
-        rows = state.rows.get(parameter.path)
-        same = parameter.untrainable or (parameter.status == wanted and parameter.rows == rows)
-        return parameter if same else replace(parameter, status=wanted, rows=rows)
+    Args:
+        tree: What a backend read.
+        state: The state.
+        copies: To return the tree of an abstract copy of the model: what stands there for each array and each of the framework's own layers, by identity.
+    """
+    frozen, rows = state.frozen, state.rows
+
+    def under(one: Parameter) -> Parameter:
+        path, status = one.path, one.status
+        if not one.untrainable and status != "buffer":
+            status = "frozen" if path in frozen else "trainable"
+        array = one.array if copies is None else copies.get(id(one.array), one.array)
+        if status == one.status and array is one.array and rows.get(path) == one.rows:
+            return one
+        return Parameter(path, one.shape, one.dtype, one.nbytes, status, one.role, array, one.untrainable, rows.get(path))
 
     done: dict[str, Layer] = {}
     for layer in reversed(list(tree.walk())):
-        parameters = tuple(map(under, layer.parameters))
+        parameters = tuple([under(one) for one in layer.parameters])
         children = tuple([done[child.path] for child in layer.children])
         inference = state.inference.get(layer.path)
-        same = parameters == layer.parameters and children == layer.children and inference == layer.inference
-        done[layer.path] = layer if same else replace(layer, parameters=parameters, children=children, inference=inference)
+        if copies is not None:
+            buffers = tuple([under(one) for one in layer.buffers])
+            made = replace(layer, parameters=parameters, buffers=buffers, children=children, inference=inference, native=copies.get(id(layer.native)))
+        else:
+            same = parameters == layer.parameters and children == layer.children and inference == layer.inference
+            made = layer if same else replace(layer, parameters=parameters, children=children, inference=inference)
+        done[layer.path] = made
     return done[tree.path]
 
 

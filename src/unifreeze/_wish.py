@@ -55,7 +55,7 @@ class Wish:
         whole = layers if params is None and within is None else [layer for layer in layers if frozen and layer.parameters and self._all_frozen(layer)]
         self._held |= {layer.path: how(layer, inference if frozen else "none") for layer in whole}
         self.picked |= selection.layers
-        self.told.append(Told(text, frozen, asked.keys(), selection.layers))
+        self.told.append(Told(text, frozen, frozenset(asked), selection.layers))
         if not any(layer.weighted for layer in layers) and not any(self._held[layer.path] or layer.inference for layer in whole):
             if not any(layer.weighted for layer in self.nodes):
                 raise NothingSelectedError(f"{self.label} has no parameters and no buffers, so there is nothing to freeze.\n  Is it the model that you meant?")

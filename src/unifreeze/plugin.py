@@ -22,7 +22,7 @@ from ._moves import Clue
 from ._rows import Rows
 from ._slots import Slots, named, times
 from ._tracing import Tracing
-from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural
+from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural, with_state
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "role",
     "times",
     "width",
+    "with_state",
 ]
 
 hookspec = pluggy.HookspecMarker("unifreeze")

@@ -7,11 +7,13 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from kits.prompt import run
 from unifreeze import Recipe, apply
@@ -245,18 +247,18 @@ def test_an_error_is_a_sentence_and_an_exit_status(inside: Inside, case: str) ->
 
 
 @pytest.mark.parametrize("case", ["a selector that picks nothing", "no option", "the user's code raises"])
-def test_an_error_is_json_where_json_is_asked_for(here: Path, case: str) -> None:
+def test_an_error_is_json_where_json_is_asked_for(inside: Inside, case: str) -> None:
     words, status, kind, says = WRONG[case]
-    done = run(*words, "--json", cwd=here)
+    done = inside(*words, "--json")
     assert done.stdout == ""
     told = json.loads(done.stderr.splitlines()[-1])["error"]
     assert (done.returncode, told["exit"], told["type"]) == (status, status, kind)
     assert says in told["message"]
 
 
-def test_an_error_in_the_users_code_says_where_and_debug_shows_the_way(here: Path) -> None:
+def test_an_error_in_the_users_code_says_where_and_debug_shows_the_way(here: Path, inside: Inside) -> None:
     line = next(place for place, text in enumerate(MODELS.splitlines(), 1) if "no such key" in text)
-    assert f"models.py:{line}, in broken" in run("summary", "models:broken", cwd=here).stderr
+    assert f"models.py:{line}, in broken" in inside("summary", "models:broken").stderr
     shown = run("summary", "models:broken", "--debug", cwd=here).stderr
     assert "Traceback (most recent call last)" in shown
     assert 'return {}["no such key"]' in shown
@@ -272,9 +274,55 @@ def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     assert "rror" not in said
 
 
-def test_the_shell_completes() -> None:
-    done = run(_UNIFREEZE_COMPLETE="complete_bash", COMP_WORDS="unifreeze sum", COMP_CWORD="1")
-    assert done.stdout.split() == ["summary"]
+ASKED = {
+    "bash": {"_UNIFREEZE_COMPLETE": "complete_bash", "COMP_WORDS": "unifreeze sum", "COMP_CWORD": "1"},
+    "zsh": {"_UNIFREEZE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "unifreeze recipe po"},
+    "fish": {"_UNIFREEZE_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "unifreeze aud", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "summary"), ("zsh", "port"), ("fish", "audit")])
+def test_the_shell_completes(shell: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in ASKED[shell].items():
+        monkeypatch.setenv(name, value)
+    assert ending.run(app, []) == 0
+    assert word in capsys.readouterr().out
+
+
+def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *before, name)
+        else:
+            yield " ".join((*before, name)), command
+
+
+EVERY = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_takes_json_and_debug(command: str) -> None:
+    assert {"--json", "--debug"} <= {word for option in EVERY[command].params for word in option.opts}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["layers", "models:ready"], ["summary", "models:ready"], ["freeze", "models:ready", "stem"], ["audit", "models:ready"], ["backends"]),
+        *(["recipe", "record", "models:frozen"], ["recipe", "show", "r.json"], ["recipe", "check", "r.json", "models:ready"]),
+        ["recipe", "apply", "r.json", "models:ready"],
+    ],
+    ids=" ".join,
+)
+def test_json_is_all_that_goes_to_stdout(inside: Inside, here: Path, words: list[str]) -> None:
+    (here / "r.json").write_text('{"steps": [{"freeze": "stem"}]}')
+    assert isinstance(json.loads(inside(*words, "--json").stdout), dict)
+
+
+def test_json_was_tried_on_every_command_but_those_that_need_a_framework() -> None:
+    marks = test_json_is_all_that_goes_to_stdout.pytestmark
+    tried = {" ".join(words[: 2 if words[0] == "recipe" else 1]) for words in next(mark for mark in marks if mark.name == "parametrize").args[1]}
+    assert set(EVERY) - tried == {"demo", "recipe port"}
 
 
 @pytest.mark.parametrize("words", [[], ["layers"], ["freeze"], ["audit"], ["recipe", "check"]], ids=" ".join)

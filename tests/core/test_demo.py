@@ -59,6 +59,7 @@ def test_it_shows_the_code_the_summary_the_proof_and_what_to_type_next(monkeypat
     assert played.held
     assert set(played.frozen.values()) == {0}
     assert (played.moved, played.others) == (14, 14)
+    assert "first(2) is stem.conv and stem.norm" in shown
     for words in ("freeze(model, layers=first(2))", "frozen: 120", "stem.conv.kernel", "of the other 14 arrays 14 moved", "frozen stayed frozen", "Next"):
         assert words in shown
     assert shown.count("identical") == 6

@@ -52,6 +52,7 @@ def undergo(history):
     return reshaped(value, (1, array.size)), array.reshape(-1)
 
 
+@pytest.mark.once
 @settings(max_examples=300, deadline=None)
 @given(histories())
 def test_a_value_knows_which_channel_stands_where(history):

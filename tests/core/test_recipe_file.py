@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import toynet
 from unifreeze import Phase, Recipe, Step, UnifreezeWarning, apply, freeze
+from unifreeze.cli import ending
+from unifreeze.cli.app import app
 from unifreeze.errors import RecipeError
 from unifreeze_toynet_kit import ToynetKit
 
@@ -94,14 +97,27 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True, env=env)
 
 
-def test_at_the_prompt(tmp_path: Path) -> None:
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same without a process of its own."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        status = ending.run(app, words)
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    return call
+
+
+def test_at_the_prompt(tmp_path: Path, inside: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     file = str(tmp_path / "stem.yaml")
     done = _run("recipe", "record", "test_recipe_file:frozen", "--output", file)
     assert done.returncode == 0, done.stderr
-    assert "freeze(model, layers='stem')" in _run("recipe", "show", file).stdout
-    assert "4 of 16 parameters frozen" in _run("recipe", "check", file, "test_recipe_file:build").stdout
-    assert "frozen" in _run("recipe", "apply", file, "test_recipe_file:build").stdout
-    done = _run("recipe", "record", "test_recipe_file:frozen", "--arg", "part=head")
+    assert "freeze(model, layers='stem')" in inside("recipe", "show", file).stdout
+    assert "4 of 16 parameters frozen" in inside("recipe", "check", file, "test_recipe_file:build").stdout
+    assert "frozen" in inside("recipe", "apply", file, "test_recipe_file:build").stdout
+    done = inside("recipe", "record", "test_recipe_file:frozen", "--arg", "part=head")
     assert [step.layers for step in Recipe.read(done.stdout).steps] == ["head"]
 
 
@@ -119,10 +135,12 @@ PORT = ("port", "--source", BUILD, "--target", BUILD)
         ((*PORT, "FILE"), "can't trace"),
     ],
 )
-def test_what_is_wrong_at_the_prompt_is_a_sentence_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_wrong_at_the_prompt_is_a_sentence_and_exit_status_2(
+    tmp_path: Path, inside: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, ...], said: str
+) -> None:
     file = tmp_path / "stem.json"
     file.write_text('{"steps": [{"freeze": "stem"}]}')
-    done = _run("recipe", *(str(file) if word == "FILE" else word for word in arguments))
+    done = inside("recipe", *(str(file) if word == "FILE" else word for word in arguments))
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

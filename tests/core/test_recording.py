@@ -67,6 +67,7 @@ TREES = SHAPES.filter(lambda shape: not isinstance(shape, str))
 DONE = st.tuples(st.sampled_from([freeze, freeze, unfreeze]), st.sets(st.integers(0, 60), min_size=1), st.sampled_from([None, None, "bias", "kernel", "scale"]))
 
 
+@pytest.mark.once
 @settings(max_examples=150, deadline=None)
 @given(TREES, st.lists(DONE, min_size=1, max_size=3), st.sampled_from(["norm", "norm", "all", "none"]))
 def test_any_state_travels(shape: Any, calls: list[Any], inference: str) -> None:
@@ -85,6 +86,7 @@ def test_any_state_travels(shape: Any, calls: list[Any], inference: str) -> None
     travel(model, shape)
 
 
+@pytest.mark.once
 @settings(max_examples=150, deadline=None)
 @given(TREES, st.sampled_from(SHORT))
 def test_what_a_short_selector_froze_is_said_no_longer_than_by_a_list(shape: Any, short: str) -> None:
@@ -134,6 +136,7 @@ def test_a_list_is_written_only_where_no_rule_fits_and_it_says_so() -> None:
     assert not Recipe.record(freeze(build(shape), "first:9")).notes
 
 
+@pytest.mark.once
 def test_recording_is_quick_for_ten_thousand_layers() -> None:
     shape = [(f"layer_{i}", "bn" if i % 3 == 2 else "dense") for i in range(10_000)]
     model = build(shape)

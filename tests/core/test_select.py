@@ -136,7 +136,7 @@ _selectors = st.recursive(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(_selectors)
 def test_text_reads_back_as_the_same_selector(made: Selector) -> None:
     assert parse(made.text).text == made.text

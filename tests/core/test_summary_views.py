@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+import timeit
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies
+from rich.console import Console
 
 import toynet as tn
 from unifreeze import Summary, errors, freeze, summary, unfreeze
+from unifreeze._summary.plain import plain
 from unifreeze.select import first, kind
 from unifreeze_toynet_kit import ToynetKit
 
@@ -227,6 +232,35 @@ def test_a_terminal_gets_colour_and_a_pipe_gets_none(monkeypatch: pytest.MonkeyP
 def test_the_table_is_as_wide_as_the_terminal_at_most(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     assert max(map(len, str(summary(reference(), columns=["layer", "path", "type", "kind", "parameters", "bytes", "status"])).splitlines())) <= width
+
+
+def by_rich(found: Summary, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(found)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
+
+
+NAMES = strategies.text(strategies.sampled_from("ab é漢\n\t{}[]`|👍_"), min_size=1, max_size=30)
+
+
+@given(strategies.lists(NAMES, max_size=4, unique=True), strategies.integers(60, 220), strategies.booleans())
+@settings(deadline=None, max_examples=15)
+def test_plain_lines_are_what_rich_prints(names: list[str], width: int, wordy: bool) -> None:
+    model = tn.Chain(**{name: tn.Chain(inner=tn.Dense(30, 40, RNG), norm=tn.BatchNorm(4, RNG)) for name in names}, plain=tn.Relu())
+    freeze(model, layers=kind("batch_norm") | "plain", params=None) if names else None
+    columns = ["layer", "path", "type", "kind", "parameters", "bytes", "status", "why"] if wordy else None
+    for found in (summary(model, columns=columns), summary(model, columns=columns, sort="bytes")):
+        assert plain(found, width) == by_rich(found, width)
+
+
+def test_printing_many_rows_costs_as_many_times_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def cost(count: int) -> float:
+        found = summary(tn.Chain(**{f"layer_{i}": tn.Dense(1, 1, RNG) for i in range(count)}))
+        return min(timeit.repeat(lambda: (str(found), found._repr_html_()), timer=time.process_time, number=1, repeat=3))
+
+    assert cost(4_000) < 16 * cost(500)
 
 
 def test_square_brackets_are_no_markup() -> None:

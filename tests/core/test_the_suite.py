@@ -18,6 +18,8 @@ from unifreeze.testing import Conformance
 from unifreeze_toynet import ToynetBackend
 from unifreeze_toynet_kit import ToynetKit
 
+pytestmark = pytest.mark.once
+
 
 class Suite(Conformance):
     kit = ToynetKit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 
 import keras
 import numpy as np
@@ -13,65 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import twins
 from unifreeze import correspond, errors, port
 
 L = keras.layers
-#: Names, and sizes at which Keras pads as PyTorch does: on both sides where the size is odd.
-PAIRS = {
-    "VGG16": ("vgg16", 224, {}),
-    "ResNet50": ("resnet50", 64, {}),
-    "MobileNetV2": ("mobilenet_v2", 65, {}),
-    "InceptionV3": ("inception_v3", 299, {"init_weights": False}),
-}
-
-
-def randomised(model, seed=0):
-    """Statistics and scales away from zero and one, so that nothing hides, and of a size that keeps activations near one."""
-    rng = np.random.default_rng(seed)
-    for variable in model.variables:
-        name, shape = variable.path.rpartition("/")[2], variable.shape
-        if name in {"gamma", "moving_variance"}:
-            variable.assign(rng.uniform(0.8, 1.2, shape))
-        elif name in {"beta", "bias", "moving_mean"}:
-            variable.assign(rng.uniform(-0.1, 0.1, shape))
-    return model
-
-
-def zoo(name):
-    import torchvision_cpu  # noqa: F401
-
-    models = import_module("torchvision.models")
-    theirs, size, more = PAIRS[name]
-    ours = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classifier_activation=None)
-    return randomised(ours), getattr(models, theirs)(**more)
-
-
-def set_alike(model, found, monkeypatch):
-    """What the frameworks do differently and no weight decides: epsilons, where ResNet50 has its strides, and pools that count their padding."""
-    modules = dict(model.named_modules())
-    for _, theirs, setting, value, _ in found.differences:
-        if setting in {"epsilon", "stride"}:
-            setattr(modules[theirs], {"epsilon": "eps"}.get(setting, setting), value)
-    pool = nn.functional.avg_pool2d
-    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda x, **kw: pool(x, **kw, count_include_pad=False))
-
-
-# The deep ones have what the others have: InceptionV3 its branches, ResNet50 its sums.
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.deep) if name in {"VGG16", "MobileNetV2"} else name for name in PAIRS])
-def test_weights_carried_over_give_the_same_output(name, monkeypatch):
-    ours, theirs = zoo(name)
-    found = correspond(ours, theirs)
-    assert (found.certificate, found.interchangeable, found.unmatched[0]) == ("exact", (), ())
-    assert all("Aux" in path for path in found.unmatched[1])
-    found.transfer()
-    set_alike(theirs, found, monkeypatch)
-    x = np.random.default_rng(1).normal(size=(2, *ours.input_shape[1:])).astype("float32")
-    assert found.verify(x) < 1e-4
-    # The same with our own eyes.
-    with torch.no_grad():
-        got = theirs.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-    expected = np.asarray(ours(x, training=False))
-    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def net(*, order=("a", "b"), kernel=3, width=8, norm=True, extra=False, classes=5):
@@ -82,7 +26,7 @@ def net(*, order=("a", "b"), kernel=3, width=8, norm=True, extra=False, classes=
     x = L.Concatenate()([branches[name] for name in order])
     x = L.BatchNormalization()(x) if norm else x
     x = L.Conv2D(16, 3, padding="same")(x) if extra else x
-    return randomised(keras.Model(image, L.Dense(classes)(L.Flatten()(L.ReLU()(x)))))
+    return twins.randomised(keras.Model(image, L.Dense(classes)(L.Flatten()(L.ReLU()(x)))))
 
 
 class Net(nn.Module):
@@ -119,9 +63,7 @@ def test_from_pytorch_to_keras():
     ours, theirs = Net(), net()
     found = correspond(ours, theirs)
     assert found.transfer() is theirs
-    with torch.no_grad():
-        expected = ours.eval()(torch.from_numpy(X).permute(0, 3, 1, 2)).numpy()
-    assert np.abs(np.asarray(theirs(X)) - expected).max() < 1e-5
+    assert twins.apart(twins.torch_output(ours.eval(), X), twins.keras_output(theirs, X)) < 1e-5
 
 
 def test_tracing_changes_nothing():
@@ -168,7 +110,7 @@ class Sums(nn.Module):
 
 def test_a_bias_without_a_place_is_refused_and_nothing_is_written():
     image = keras.Input((9, 9, 3))
-    ours = randomised(keras.Model(image, L.Conv2D(4, 3)(L.Conv2D(4, 3)(image))))
+    ours = twins.randomised(keras.Model(image, L.Conv2D(4, 3)(L.Conv2D(4, 3)(image))))
     theirs = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3))
     before = [value.clone() for value in theirs.state_dict().values()]
     with pytest.raises(errors.CorrespondenceError, match="has no place for it"):
@@ -178,12 +120,11 @@ def test_a_bias_without_a_place_is_refused_and_nothing_is_written():
 
 def test_a_bias_before_a_norm_is_carried_by_its_mean():
     image = keras.Input((9, 9, 3))
-    ours = randomised(keras.Model(image, L.BatchNormalization(epsilon=1e-5)(L.Conv2D(4, 3)(image))))
+    ours = twins.randomised(keras.Model(image, L.BatchNormalization(epsilon=1e-5)(L.Conv2D(4, 3)(image))))
     theirs = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     correspond(ours, theirs).transfer()
-    with torch.no_grad():
-        got = theirs.eval()(torch.from_numpy(X).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    assert np.abs(got - np.asarray(ours(X, training=False))).max() < 1e-5
+    got = np.moveaxis(twins.torch_output(theirs.eval(), X), 1, -1)
+    assert twins.apart(twins.keras_output(ours, X), got) < 1e-5
 
 
 def test_a_shared_norm_that_would_need_two_means_is_refused():
@@ -191,7 +132,7 @@ def test_a_shared_norm_that_would_need_two_means_is_refused():
     norm, x = L.BatchNormalization(epsilon=1e-5), image
     for _ in range(2):
         x = norm(L.Conv2D(3, 3)(x))
-    found = correspond(randomised(keras.Model(image, x)), Shared())
+    found = correspond(twins.randomised(keras.Model(image, x)), Shared())
     assert found.certificate == "exact"
     with pytest.raises(errors.CorrespondenceError, match="used twice"):
         found.transfer()
@@ -235,22 +176,6 @@ def test_port_reads_what_is_frozen_in_the_source_now():
     ours.layers[1].trainable = False
     port(None, ours, theirs)
     assert [name for name, p in theirs.named_parameters() if not p.requires_grad] == ["a.weight", "a.bias"]
-
-
-def test_the_recipe_of_the_applications_page_lands_on_torchvision():
-    ours, theirs = zoo("InceptionV3")
-    for layer in ours.layers[:249]:
-        layer.trainable = False
-    done = port(None, ours, theirs)
-    frozen = {id(v) for layer in ours.layers[:249] for v in layer.weights}
-    # Marked by value, which the weights carry over.
-    for variable in ours.variables:
-        variable.assign(np.full(variable.shape, 1.0 if id(variable) in frozen else 2.0))
-    done.correspondence.transfer()
-    for name, p in theirs.named_parameters():
-        if "Aux" not in name and not (name.endswith("bn.weight")):
-            assert bool((p == 1.0).all()) == (not p.requires_grad), name
-    assert done.frozen[1] - done.frozen[0] == sum(p.numel() for n, p in theirs.named_parameters() if n.endswith("bn.weight") and not p.requires_grad)
 
 
 def test_a_freeze_through_interchangeable_layers_is_refused():
@@ -301,7 +226,7 @@ def keras_of(plan):
         joined = values[a] if how == "one" else {"sum": L.Add(), "cat": L.Concatenate()}[how](several)
         x = L.Conv2D(4, kernel, padding="same")(joined)
         values.append(L.ReLU()(L.BatchNormalization()(x) if norm else x))
-    return randomised(keras.Model(image, L.Dense(3)(L.GlobalAveragePooling2D()(L.Concatenate()(values)))))
+    return twins.randomised(keras.Model(image, L.Dense(3)(L.GlobalAveragePooling2D()(L.Concatenate()(values)))))
 
 
 class TorchOf(nn.Module):
@@ -336,10 +261,13 @@ class TorchOf(nn.Module):
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(plans(), st.integers(0, 99))
 def test_random_twins_are_found_and_proved_by_their_outputs(plan, seed):
-    found = correspond(keras_of(plan), TorchOf(plan, seed))
+    ours, theirs = keras_of(plan), TorchOf(plan, seed)
+    found = correspond(ours, theirs)
     assert found.certificate == "exact"
     found.transfer()
-    assert found.verify(np.random.default_rng(seed).normal(size=(3, 5, 5, 4)).astype("float32")) < 1e-4
+    x = twins.images((1, 5, 5, 4), seed)
+    assert found.verify(x) < 1e-4
+    assert twins.apart(twins.keras_output(ours, x), twins.torch_output(theirs.eval(), x)) < 1e-4
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -351,4 +279,4 @@ def test_random_strangers_are_exact_only_if_their_outputs_say_so(plan, other, se
         return
     if found.certificate == "exact" and not found.interchangeable:
         found.transfer()
-        assert found.verify(np.random.default_rng(seed).normal(size=(3, 5, 5, 4)).astype("float32")) < 1e-4
+        assert found.verify(twins.images((1, 5, 5, 4), seed)) < 1e-4

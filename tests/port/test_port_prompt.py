@@ -1,16 +1,21 @@
-"""Porting at the prompt, run as a process."""
+"""Porting at the prompt, run as a process; what is said otherwise is run in this one, which has Keras and PyTorch already."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from unifreeze import Recipe, apply
+from unifreeze.cli import ending
+from unifreeze.cli.app import app
+
+Inside = Callable[..., subprocess.CompletedProcess[str]]
 
 MODELS = """
 import keras
@@ -61,6 +66,15 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, "recipe", *arguments], check=False, capture_output=True, text=True, cwd=folder, env=env)
 
 
+@pytest.fixture
+def inside(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    """The same without a process of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)
+    return lambda *words: subprocess.CompletedProcess(words, ending.run(app, ["recipe", *words]), *capsys.readouterr())
+
+
 TWO = ("--source", "mymodels:ours", "--target", "mymodels:Theirs")
 
 
@@ -81,15 +95,15 @@ def test_a_recipe_is_carried_to_the_words_of_the_target(folder: Path) -> None:
     assert {name for name, p in theirs.named_parameters() if not p.requires_grad} == {"conv.weight", "bn.weight", "bn.bias"}
 
 
-def test_without_a_file_what_the_source_comes_frozen_with_is_carried_and_arguments_reach_the_callable(folder: Path) -> None:
-    done = run(folder, "port", *TWO, "--source-arg", "frozen=True")
+def test_without_a_file_what_the_source_comes_frozen_with_is_carried_and_arguments_reach_the_callable(inside: Inside) -> None:
+    done = inside("port", *TWO, "--source-arg", "frozen=True")
     assert done.returncode == 0, done.stderr
     assert [step.do for step in Recipe.read(done.stdout).steps] == ["freeze"]
     assert "exact, 3 pairs" in done.stderr
 
 
-def test_models_that_do_not_correspond_are_a_sentence_and_exit_status_2(folder: Path) -> None:
-    done = run(folder, "port", "ours.yaml", *TWO, "--source-arg", "width=5", "--output", "theirs.yaml")
+def test_models_that_do_not_correspond_are_a_sentence_and_exit_status_2(inside: Inside, folder: Path) -> None:
+    done = inside("port", "ours.yaml", *TWO, "--source-arg", "width=5", "--output", "theirs.yaml")
     assert done.returncode == 2
     assert "not even the first layers are the same" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .columns import COLUMNS
 from .nest import Node, nested
-from .rows import Row
-from .text import cells, sentences, shown_columns
+from .text import sentences, shown_columns, texts_of
 
 if TYPE_CHECKING:
     from .table import Summary
@@ -43,17 +43,18 @@ _WIDTHS = {"path": "16em", "type": "11em", "kind": "8em", "output_shape": "10em"
 def tree(summary: Summary) -> str:
     """Returns an HTML tree of ``details`` elements with the totals below it. Every name and every word in it is escaped."""
     parts = [f"<div class='unifreeze-summary'><style>{_STYLE}</style><strong>{html.escape(summary.label)}</strong>"]
-    parts.append(f"<div class='line head'>{_spans(summary, [COLUMNS[name].head for name in shown_columns(summary)])}</div>")
-    unfolded = 1 if len(summary.rows) > _OPEN else len(summary.rows)
+    names = shown_columns(summary)
+    parts.append(f"<div class='line head'>{_spans(names, [COLUMNS[name].head for name in names])}</div>")
+    lines = {id(row): _spans(names, texts, row.status) for row, texts in zip(summary.rows, texts_of(summary), strict=True)}
     if summary.listed:
-        parts += [_leaf(summary, row, 0) for row in summary.rows]
+        parts += [_leaf(lines[id(row)], 0) for row in summary.rows]
     else:
-        _write(summary, nested(summary.rows), unfolded, parts)
+        _write(nested(summary.rows), lines, 1 if len(lines) > _OPEN else len(lines), parts)
     parts.append(f"<p>{'<br>'.join(map(html.escape, sentences(summary)))}</p></div>")
     return "".join(parts)
 
 
-def _write(summary: Summary, root: Node, unfolded: int, parts: list[str]) -> None:
+def _write(root: Node, lines: Mapping[int, str], unfolded: int, parts: list[str]) -> None:
     """Appends the tree, with an own stack, so that depth is no limit."""
     pending: list[tuple[Node | str, int]] = [(root, 0)]
     while pending:
@@ -63,21 +64,20 @@ def _write(summary: Summary, root: Node, unfolded: int, parts: list[str]) -> Non
         elif node.row is None:
             pending += [(child, depth) for child in reversed(node.children)]
         elif not node.children:
-            parts.append(_leaf(summary, node.row, depth))
+            parts.append(_leaf(lines[id(node.row)], depth))
         else:
             opened = " open" if depth < unfolded else ""
-            line = f"<summary class='line' style='--depth:{depth}'>{_spans(summary, cells(summary, node.row), node.row.status)}</summary>"
-            parts.append(f"<details{opened}>{line}")
+            parts.append(f"<details{opened}><summary class='line' style='--depth:{depth}'>{lines[id(node.row)]}</summary>")
             pending.append(("</details>", 0))
             pending += [(child, depth + 1) for child in reversed(node.children)]
 
 
-def _leaf(summary: Summary, row: Row, depth: int) -> str:
-    return f"<div class='line' style='--depth:{depth}'>{_spans(summary, cells(summary, row), row.status)}</div>"
+def _leaf(line: str, depth: int) -> str:
+    return f"<div class='line' style='--depth:{depth}'>{line}</div>"
 
 
-def _spans(summary: Summary, texts: list[str], status: str = "") -> str:
-    return "".join(_span(name, text, status) for name, text in zip(shown_columns(summary), texts, strict=True))
+def _spans(names: Iterable[str], texts: Iterable[str], status: str = "") -> str:
+    return "".join(_span(name, text, status) for name, text in zip(names, texts, strict=True))
 
 
 def _span(name: str, text: str, status: str) -> str:

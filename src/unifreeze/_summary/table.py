@@ -140,9 +140,9 @@ class Summary:
         return rich_table(self)
 
     def __str__(self) -> str:
-        from .text import plain
+        from .plain import plain, terminal_width
 
-        return plain(self)
+        return plain(self, terminal_width())
 
 
 _readers: list[Callable[[object], Summary]] = []

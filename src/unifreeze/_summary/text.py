@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
-from io import StringIO
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .columns import COLUMNS, DEFAULT, size_text
@@ -26,13 +25,16 @@ def shown_columns(summary: Summary) -> tuple[str, ...]:
     return tuple(name for name in summary.columns if name != "output_shape")
 
 
-def cells(summary: Summary, row: Row, indent: str = "") -> list[str]:
-    """A row as text, with its name indented by depth; in a list, its name is its path."""
-    return [_layer(summary, row, indent) if name == "layer" else COLUMNS[name].cell(row) for name in shown_columns(summary)]
+def texts_of(summary: Summary, indent: str = "") -> Iterator[list[str]]:
+    """Every row as text, with its name indented by depth; in a list, its name is its path."""
+    ways = [_layer(summary, indent) if name == "layer" else COLUMNS[name].cell for name in shown_columns(summary)]
+    return ([way(row) for way in ways] for row in summary.rows)
 
 
-def _layer(summary: Summary, row: Row, indent: str) -> str:
-    return row.path or row.type if summary.listed else indent * row.depth + COLUMNS["layer"].cell(row)
+def _layer(summary: Summary, indent: str) -> Callable[[Row], str]:
+    if summary.listed:
+        return lambda row: row.path or row.type
+    return lambda row: indent * row.depth + COLUMNS["layer"].cell(row)
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -61,7 +63,7 @@ def markdown(summary: Summary) -> str:
     """Returns a Markdown table and the totals below it."""
     heads = [COLUMNS[name] for name in shown_columns(summary)]
     lines = [[head.head for head in heads], ["--:" if head.right else "---" for head in heads]]
-    lines += [[_escaped(cell) for cell in cells(summary, row, "&nbsp;&nbsp;")] for row in summary.rows]
+    lines += [[_escaped(cell) for cell in texts] for texts in texts_of(summary, "&nbsp;&nbsp;")]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {_escaped(line)}" for line in sentences(summary))])
 
 
@@ -74,30 +76,25 @@ def _escaped(text: str) -> str:
 
 def rich_table(summary: Summary) -> Table:
     """Returns the table with colours, for a rich console."""
+    from rich.text import Text
+
+    table = empty_table(summary)
+    table.caption, table.caption_justify = Text("\n".join(sentences(summary))), "left"
+    names = shown_columns(summary)
+    for row, texts in zip(summary.rows, texts_of(summary, "  "), strict=True):
+        style = _STYLE.get(row.status, "dim")
+        table.add_row(*(Text(cell, style=style if name == "status" else "") for name, cell in zip(names, texts, strict=True)))
+    return table
+
+
+def empty_table(summary: Summary, widths: Sequence[int] | None = None) -> Table:
+    """Returns the title and the heads of the columns, as wide as they are told to be."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    names = shown_columns(summary)
-    table = Table(title=Text(summary.label), caption=Text("\n".join(sentences(summary))), caption_justify="left", box=box.SIMPLE_HEAD)
-    for name in names:
-        table.add_column(COLUMNS[name].head, justify="right" if COLUMNS[name].right else "left", overflow="fold")
-    for row in summary.rows:
-        style = _STYLE.get(row.status, "dim")
-        table.add_row(*(Text(cell, style=style if name == "status" else "") for name, cell in zip(names, cells(summary, row, "  "), strict=True)))
+    table = Table(title=Text(summary.label), box=box.SIMPLE_HEAD)
+    for place, name in enumerate(shown_columns(summary)):
+        column = COLUMNS[name]
+        table.add_column(column.head, justify="right" if column.right else "left", overflow="fold", width=widths[place] if widths else None)
     return table
-
-
-def plain(summary: Summary) -> str:
-    """Returns the table without colours, as wide as the terminal."""
-    from rich.console import Console
-
-    out = StringIO()
-    Console(file=out, width=_width(), color_system=None).print(summary)
-    return out.getvalue().rstrip()
-
-
-def _width() -> int:
-    import shutil
-
-    return max(shutil.get_terminal_size((100, 24)).columns, 60)

@@ -32,7 +32,9 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
         try:
             status = int(typer.main.get_command(app).main(list(words), prog_name="unifreeze", standalone_mode=False) or 0)
             sys.stdout.flush()
-        except (BrokenPipeError, SystemExit):
+        except (BrokenPipeError, SystemExit) as gone:
+            if isinstance(gone, SystemExit) and not gone.code:  # completion ends so
+                return 0
             # typer exits by itself, with 1, where the reader of a pipe has gone; and Python would complain once more when it closes what it could not flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return _GONE

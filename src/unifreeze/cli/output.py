@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unifreeze import Summary
+from unifreeze._summary.plain import plain
 
 from .options import Format
 
@@ -26,8 +27,11 @@ def put(thing: Any) -> None:
     if sys.stdout.isatty():
         Console().print(thing)
         return
+    if isinstance(thing, Summary):
+        print(plain(thing, _WIDE))
+        return
     out = StringIO()
-    Console(file=out, width=_WIDE if isinstance(thing, Table | Summary) else 120, color_system=None).print(thing)
+    Console(file=out, width=_WIDE if isinstance(thing, Table) else 120, color_system=None).print(thing)
     print("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 

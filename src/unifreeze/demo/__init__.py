@@ -95,6 +95,7 @@ def run(console: Console, framework: str | None = None, steps: int = 5) -> Playe
     before = scene.values()
     _train(console, scene, steps)
     after = scene.values()
+    console.print(f"first(2) is {' and '.join(freezing.layers)}: the first two layers of the model that hold weights or statistics", highlight=False)
     console.print(_shortened(summary(freezing), freezing))
     held, changes, moved = _prove(console, scene, freezing, before, after)
     console.print("\n" + NEXT.format(mark=freezing.layers[-1]), highlight=False)

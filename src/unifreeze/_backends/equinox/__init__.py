@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import equinox as eqx
 
 from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, trainable, values
 from unifreeze._backends.jax.plan import plan_of
+from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Rows, Shape, Slots, Traced, hookimpl, named
 
 from . import tree
 from .plan import EquinoxPlan
@@ -56,6 +57,10 @@ class EquinoxBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""
         return fingerprint(array)
+
+    def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
+        """Refuses rows, with the way to have them."""
+        refuse_rows(self.name)
 
     def values(self, array: Any) -> Any:
         """A copy on the host."""

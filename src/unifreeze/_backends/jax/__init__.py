@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Slots, Status, Traced, hookimpl, named, role
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Rows, Slots, Status, Traced, hookimpl, named, role, with_state
 from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
@@ -23,7 +23,7 @@ from .fingerprint import fingerprint
 from .kinds import is_parameter, kind_of, state_role, type_of
 from .nodes import Node, read
 from .plan import Plan, plan_of
-from .refusals import makes_parameters, refuse_training_state, refuse_what_makes_parameters
+from .refusals import makes_parameters, refuse_rows, refuse_training_state, refuse_what_makes_parameters
 from .said import trainable
 from .shapes import linen_shapes
 from .slots import SLOTS
@@ -53,11 +53,16 @@ class JaxBackend(Backend):
 
     def apply(self, model: Any, request: Request) -> Applied:
         """Returns the plan; the tree itself is left alone."""
-        return Applied(abstract(model), tools=plan_of(model, request))
+        shapes, copies = _abstract(model)
+        return Applied(shapes, tools=plan_of(model, request), tree=with_state(request.tree, request.state, copies))
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the bytes that this process holds."""
         return fingerprint(array)
+
+    def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
+        """Refuses rows, with the way to have them."""
+        refuse_rows(self.name)
 
     def values(self, array: Any) -> Any:
         """A copy on the host."""
@@ -113,7 +118,8 @@ def _layer(root: Node, path: str, *, bare: bool) -> Layer:
     """Turns nodes into layers, from the leaves up."""
     order: list[tuple[str, Node]] = [(path, root)]
     for above, node in order:
-        order.extend((f"{above}.{name}" if above else name, child) for name, child in node.children.items())
+        if node.children:
+            order.extend([(f"{above}.{name}" if above else name, child) for name, child in node.children.items()])
     stacked = stacks(order)
     done: dict[int, Layer] = {}
     shapes: set[int] = set()
@@ -163,16 +169,17 @@ class Shape(jax.ShapeDtypeStruct):
 
 def abstract(tree: Any) -> Any:
     """Returns a copy of a tree with shapes and dtypes in place of arrays. Keys keep their order, and what was one array stays one."""
-    shapes: dict[int, Shape] = {}
+    return _abstract(tree)[0]
+
+
+def _abstract(tree: Any) -> tuple[Any, dict[int, Any]]:
+    """The copy, and what stands in it for each array and container, by identity."""
+    made: dict[int, tuple[Any, Any]] = {}
 
     def shape(leaf: Any) -> Any:
-        if type(leaf) is jax.ShapeDtypeStruct or not is_array(leaf):
-            return leaf
-        if id(leaf) not in shapes:
-            shapes[id(leaf)] = Shape(leaf.shape, leaf.dtype)
-        return shapes[id(leaf)]
+        return leaf if type(leaf) is jax.ShapeDtypeStruct or not is_array(leaf) else Shape(leaf.shape, leaf.dtype)
 
-    return copied(tree, shape)
+    return copied(tree, shape, made), {key: copy for key, (_, copy) in made.items()}
 
 
 def _foreign(model: object) -> bool:

@@ -37,10 +37,8 @@ def fingerprint(array: Any) -> Hashable:
 
 def _octets(array: Any) -> NDArray[np.uint8]:
     """The bytes of a small array; of a large one, what they fold into: where it lies, if that is one accelerator."""
-    if array.nbytes > _SMALL and _far(array):
-        with jax.enable_x64(True):
-            sums, rest = _folded_there(array)
-        return np.concatenate([np.asarray(sums).view(np.uint8), np.asarray(rest)])
+    if array.nbytes > _SMALL and is_far(array):
+        return folded_there(array)
     octets = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
     if octets.nbytes <= _SMALL:
         return octets
@@ -48,15 +46,21 @@ def _octets(array: Any) -> NDArray[np.uint8]:
     return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
 
 
-def _far(array: Any) -> bool:
+def is_far(array: Any) -> bool:
     """Whether an array lies on one accelerator. One that several share is gathered on the host, so that its fingerprint does not depend on how it is shared."""
     packed = str(array.dtype).startswith(("int2", "uint2", "int4", "uint4", "float4"))
     return isinstance(array, jax.Array) and not packed and len(array.devices()) == 1 and next(iter(array.devices())).platform != "cpu"
 
 
+def folded_there(array: Any) -> NDArray[np.uint8]:
+    """What an array folds into, and the bytes that fill no word, computed on its device."""
+    with jax.enable_x64(True):
+        sums, rest = _fold(array)
+    return np.concatenate([np.asarray(sums).view(np.uint8), np.asarray(rest)])
+
+
 @jax.jit
-def _folded_there(array: Any) -> tuple[Any, Any]:
-    """The same on a device, and the bytes that fill no word. It is traced with 64-bit types on."""
+def _fold(array: Any) -> tuple[Any, Any]:
     plain = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
     if jnp.issubdtype(plain.dtype, jnp.complexfloating):
         plain = jnp.stack([plain.real, plain.imag], -1)

@@ -94,8 +94,10 @@ class Reader:
             refuse_without_floats([f"{jax.tree_util.keystr(keys)} ({leaf.dtype})" for keys, leaf in leaves if is_array(leaf)])
         self.root.native = self.tree
         for node in reversed(_below(self.root)):
-            node.children = {name: child for name, child in node.children.items() if child.arrays or child.children}
-            node.beside = not (any(ours for _, _, ours in node.arrays) or any(not child.beside for child in node.children.values()))
+            if node.children:
+                node.children = {name: child for name, child in node.children.items() if child.arrays or child.children}
+            if not (node.arrays and node.arrays[0][2]):  # nearly always the first tells
+                node.beside = not (any(ours for _, _, ours in node.arrays) or any(not child.beside for child in node.children.values()))
         return self.root
 
 
@@ -134,8 +136,9 @@ def _arrange(root: Node) -> None:
     """
     nodes = _below(root)
     for node in reversed(nodes):
-        node.mapped = node.sorts and (_bias_first(node.keys) or (bool(node.children) and _numbers_sorted_as_text(list(node.children))))
-        node.mapped = node.mapped or any(child.mapped for child in node.children.values())
+        node.mapped = node.sorts and _bias_first(tuple(node.keys))
+        if node.children and not node.mapped:
+            node.mapped = (node.sorts and _numbers_sorted_as_text(list(node.children))) or any(child.mapped for child in node.children.values())
     untouched = any(node.sorts and node.keys != sorted(node.keys) for node in nodes)
     for node in nodes:
         if node.sorts and len(node.children) > 1:
@@ -147,7 +150,8 @@ _WEIGHTS = frozenset({"kernel", "w", "weight", "scale", "gamma", "embedding"})
 _BIASES = frozenset({"bias", "b", "offset", "beta"})
 
 
-def _bias_first(keys: list[str]) -> bool:
+@lru_cache(maxsize=1 << 10)
+def _bias_first(keys: tuple[str, ...]) -> bool:
     """Whether keys bear the mark of sorting: every framework defines a layer's weight before its bias."""
     first = next((key for key in keys if key in _WEIGHTS or key in _BIASES), "")
     return first in _BIASES and not _WEIGHTS.isdisjoint(keys)

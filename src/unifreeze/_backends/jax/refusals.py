@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from unifreeze.plugin import ArgumentError, UnbuiltModelError
+from unifreeze.plugin import ArgumentError, BackendError, UnbuiltModelError
 
 _MAKERS = (
     ("flax.linen", "Module"),
@@ -64,4 +64,16 @@ def refuse_without_floats(names: list[str]) -> None:
         "No array of this tree is floating-point, so nothing in it can train or be frozen.\n"
         f"  its arrays: {shown}\n"
         "  Give the parameters; data, counters and random keys are no model."
+    )
+
+
+def refuse_rows(name: str) -> NoReturn:
+    """Raises for some rows of an array: its gradient, its moments and its decay are one with those of the other rows.
+
+    Raises:
+        BackendError: Always.
+    """
+    raise BackendError(
+        f"rows= is not known to the {name} backend: what an optimizer of JAX keeps and moves is a whole array.\n"
+        "  Keep two arrays and join them where they are used, as in jnp.concatenate([params['old'], params['new']]); then freeze(params, layers='old')."
     )

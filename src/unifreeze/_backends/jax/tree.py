@@ -75,18 +75,31 @@ def entries(node: Any) -> list[tuple[Any, Any]] | None:
     return None if any(not keys for keys, _ in below) else [(keys[0], child) for keys, child in below]
 
 
-def copied(node: Any, leaf_of: Callable[[Any], Any]) -> Any:
-    """Maps over the leaves of a tree and, unlike JAX, keeps the order of every dict."""
+def copied(node: Any, leaf_of: Callable[[Any], Any], made: dict[int, tuple[Any, Any]]) -> Any:
+    """Maps over the leaves of a tree and, unlike JAX, keeps the order of every dict, and leaves one what is one.
+
+    Args:
+        node: The tree.
+        leaf_of: What comes in the place of a leaf.
+        made: Is filled with every node and its copy, by the node's identity.
+    """
+    found = made.get(id(node))
+    if found is None:
+        found = made[id(node)] = node, _copied(node, leaf_of, made)  # the node itself, lest another gets its identity
+    return found[1]
+
+
+def _copied(node: Any, leaf_of: Callable[[Any], Any], made: dict[int, tuple[Any, Any]]) -> Any:
     if type(node) in {dict, OrderedDict} or is_frozen_dict(node):
-        return type(node)({key: copied(child, leaf_of) for key, child in node.items()})
+        return type(node)({key: copied(child, leaf_of, made) for key, child in node.items()})
     if type(node) is defaultdict:
-        return defaultdict(node.default_factory, {key: copied(child, leaf_of) for key, child in node.items()})
+        return defaultdict(node.default_factory, {key: copied(child, leaf_of, made) for key, child in node.items()})
     if type(node) in {list, tuple}:
-        return type(node)(copied(child, leaf_of) for child in node)
+        return type(node)(copied(child, leaf_of, made) for child in node)
     below = entries(node)
     if below is None:
         return leaf_of(node)
-    return jax.tree_util.tree_structure(node, is_leaf=lambda x: x is not node).unflatten([copied(child, leaf_of) for _, child in below])
+    return jax.tree_util.tree_structure(node, is_leaf=lambda x: x is not node).unflatten([copied(child, leaf_of, made) for _, child in below])
 
 
 # Names.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
 from flax import nnx
 
 from unifreeze._backends.jax import clues, fingerprint, values
+from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
-from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
+from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Rows, Shape, Slots, Traced, hookimpl, named
 
 from . import swap, tree
 from .audit import findings, modes
@@ -70,6 +71,10 @@ class NnxBackend(Backend):
         value = raw(array)
         prints = [fingerprint(leaf) for leaf in ([value] if isinstance(value, jax.Array) else jax.tree.leaves(value))]
         return None if None in prints else tuple(prints)
+
+    def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
+        """Refuses rows, with the way to have them."""
+        refuse_rows(self.name)
 
     def values(self, array: Any) -> Any:
         """A copy on the host; ``None`` for a variable whose value is no array."""

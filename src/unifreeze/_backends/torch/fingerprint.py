@@ -29,9 +29,15 @@ _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
     plain: Any = array
-    if type(array) in _PLAIN:
-        if plain.is_cpu and plain.layout is _STRIDED and not plain.is_quantized and (size := plain.nbytes) <= _TINY and plain.is_contiguous():
-            return _READERS[size](plain.data_ptr()).raw  # the short way, for models of very many small arrays
+    if (
+        type(array) in _PLAIN
+        and plain.is_cpu
+        and plain.layout is _STRIDED
+        and not plain.is_quantized
+        and (size := plain.nbytes) <= _TINY
+        and plain.is_contiguous()
+    ):
+        return _READERS[size](plain.data_ptr()).raw  # the short way, for models of very many small arrays
     if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
         return None
     if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
