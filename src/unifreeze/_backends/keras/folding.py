@@ -54,7 +54,8 @@ def _on_torch(tensor: Any) -> NDArray[np.uint8]:
         sums = torch.zeros(width(words.numel()), dtype=torch.int64, device=tensor.device)
         for row in words.split(len(sums)):
             part = sums[: len(row)]
-            part.copy_((part ^ ((part >> 32) & 0xFFFFFFFF)) * (FACTOR - (1 << 64)) + row)
+            turned = part.view(torch.uint8).view(-1, _WORD).flip(1).view(torch.int64).view(-1)
+            part.copy_(turned * (FACTOR - (1 << 64)) + row)
         return torch.cat([sums.view(torch.uint8), octets[whole:]]).cpu().numpy()
 
 
@@ -66,12 +67,12 @@ def _on_tensorflow(variable: Any) -> NDArray[np.uint8]:
     whole = octets.shape[0] // _WORD * _WORD
     words = tf.bitcast(tf.reshape(octets[:whole], [-1, _WORD]), tf.uint64)
     sums = tf.zeros(width(words.shape[0]), tf.uint64)
-    half, factor = tf.constant(32, tf.uint64), tf.constant(FACTOR, tf.uint64)
+    factor = tf.constant(FACTOR, tf.uint64)
     for start in range(0, words.shape[0], sums.shape[0]):
         row = words[start : start + sums.shape[0]]
         part = sums[: row.shape[0]]
-        stirred = tf.bitwise.bitwise_xor(part, tf.bitwise.right_shift(part, half)) * factor + row
-        sums = tf.concat([stirred, sums[row.shape[0] :]], 0)
+        turned = tf.bitcast(tf.reverse(tf.bitcast(part, tf.uint8), [1]), tf.uint64)
+        sums = tf.concat([turned * factor + row, sums[row.shape[0] :]], 0)
     return np.concatenate([sums.numpy().view(np.uint8), octets[whole:].numpy()])
 
 
