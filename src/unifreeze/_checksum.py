@@ -23,8 +23,8 @@ def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Folds words of 64 bits into one row of ``width(words.size)``.
 
     Every column is a chain: its sum is stirred, then the next word is added. Both lose nothing modulo 2**64, so a difference in one word of a column can't
-    vanish; differences in several vanish together only by chance. Without the shift, an even number of flipped signs would, since multiplication does not
-    spread a word's highest bit.
+    vanish; differences in several vanish together only by chance. Without turning the bytes round, an even number of flipped signs would, since multiplication
+    does not spread a word's highest bit.
 
     Args:
         words: An array of shape ``(n,)``.
@@ -39,13 +39,12 @@ def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """
     import numpy as np
 
-    columns, half, factor = width(words.size), np.uint64(32), np.uint64(FACTOR)
-    sums, high = np.zeros(columns, np.uint64), np.empty(columns, np.uint64)
+    columns, factor = width(words.size), np.uint64(FACTOR)
+    sums = np.zeros(columns, np.uint64)
     for start in range(0, words.size, columns):
         row = words[start : start + columns]
-        part, top = sums[: row.size], high[: row.size]
-        np.right_shift(part, half, out=top)
-        np.bitwise_xor(part, top, out=part)
+        part = sums[: row.size]
+        part.byteswap(inplace=True)
         np.multiply(part, factor, out=part)
         np.add(part, row, out=part)
     return sums

@@ -71,7 +71,8 @@ def _fold(array: Any) -> tuple[Any, Any]:
     rows, left = divmod(words.size, columns)
 
     def add(sums: Any, row: Any) -> tuple[Any, None]:
-        return (sums ^ (sums >> 32)) * jnp.uint64(FACTOR) + row, None
+        turned = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(sums, jnp.uint8)[:, ::-1], jnp.uint64)
+        return turned * jnp.uint64(FACTOR) + row, None
 
     sums, _ = jax.lax.scan(add, jnp.zeros(columns, jnp.uint64), words[: rows * columns].reshape(rows, columns))
     if left:
