@@ -45,6 +45,9 @@ def randomised(model: Any, seed: int = 0) -> Any:
         elif name.endswith("kernel") and len(shape) > 1:
             fan = np.prod(shape[:2] if name.startswith("depthwise") or (len(shape) == 4 and shape[3] == 1) else shape[:-1])
             variable.assign(rng.standard_normal(shape, dtype="float32") * np.float32(np.sqrt(2 / fan)))
+        elif len(shape) == 1 and name not in {"mean", "variance"} and "seed" not in variable.path:
+            # A scale of a whole branch, which begins at 1e-6: nothing in that branch would show.
+            variable.assign(rng.uniform(0.8, 1.2, shape))
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Rescaling):
             layer.scale, layer.offset = 1.0, 0.0

@@ -77,7 +77,9 @@ def pair(name: str, source: str, twin: str) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(("name", "source", "twin"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.deep) for one in DEEP)])
 def test_the_same_model_is_exact_and_gives_the_same_output(name: str, source: str, twin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs, found = pair(name, source, twin)
-    assert (found.certificate, len(found.pairs), found.interchangeable, found.unmatched[0]) == ("exact", ZOO[name][0], (), ())
+    assert (found.certificate, len(found.pairs), found.interchangeable) == ("exact", ZOO[name][0], ())
+    # EfficientNet's first layer, which centres pixels, and begins with doing nothing.
+    assert [path.partition("_")[0] for path in found.unmatched[0]] == (["normalization"] if name == "EfficientNetB0" else [])
     assert all("Aux" in path for path in found.unmatched[1])
     twins.set_alike(theirs, found, monkeypatch)
     x = twins.images(ours.input_shape)
