@@ -128,7 +128,10 @@ class Scene:
         facts = f"  its layers (with parameters): {', '.join(shown)}{rest}"
         if any(map(str.isdigit, asking)) or r"\d" in asking:
             hints = (*hints, *(line for place in self.stacks[:2] for line in self._stack(place)))
-        return NothingSelectedError("\n".join([f"{asking} matches no layer of {self.label}.", facts, *(f"  {hint}" for hint in hints if hint)]))
+        repairs = [f"  {hint}" for hint in hints if hint] or [
+            "  layers(model) lists them with their paths; * stands for a part of one component, ** for any number of them"
+        ]
+        return NothingSelectedError("\n".join([f"{asking} matches no layer of {self.label}.", facts, *repairs]))
 
 
 def components_match(pattern: list[str], parts: list[str]) -> bool:
