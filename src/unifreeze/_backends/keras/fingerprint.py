@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from unifreeze.plugin import folded
 
 from .folding import folded_there, is_far, nbytes
 
-_SMALL = 1 << 15
+_SMALL = 1 << 13
 
 
 def fingerprint(array: Any) -> Hashable:
@@ -24,6 +24,27 @@ def fingerprint(array: Any) -> Hashable:
     if value is None:
         return None
     return hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+
+
+def together(arrays: Sequence[Any]) -> Sequence[Any]:
+    """Has TensorFlow show all variables at once, without copying any, since each read takes it longer than the digest; elsewhere, the arrays as they are."""
+    if keras.backend.backend() != "tensorflow":
+        return arrays
+    plain = [one for one in (getattr(array, "_value", array) for array in arrays) if type(one).__name__ == "ResourceVariable"]
+    try:
+        shown = dict(zip(map(id, plain), _read(plain), strict=True))
+    except Exception:  # noqa: BLE001 - the operation is an inner one of TensorFlow's, and on several devices it can't be; each variable can read itself
+        return arrays
+    return [shown.get(id(getattr(array, "_value", array)), array) for array in arrays]
+
+
+def _read(plain: Sequence[Any]) -> Sequence[Any]:
+    from tensorflow.python.eager import context, execute
+
+    kinds = [variable.dtype.as_datatype_enum for variable in plain]
+    inputs = [variable.handle for variable in plain]
+    tensors: Sequence[Any] = execute.execute(b"_ReadVariablesOp", len(plain), inputs, ("N", len(plain), "dtypes", kinds), context.context())
+    return tensors
 
 
 def _octets(value: Any) -> NDArray[np.uint8]:
@@ -57,6 +78,6 @@ def _as_numpy(value: Any) -> NDArray[Any]:
 
 _shown: dict[str, Callable[[Any], NDArray[Any]]] = {
     "jax": np.asarray,
-    "tensorflow": lambda variable: np.asarray(memoryview(variable.read_value())),
+    "tensorflow": lambda value: np.asarray(memoryview(value.read_value() if hasattr(value, "read_value") else value)),
     "torch": lambda tensor: tensor.detach().numpy(),
 }
