@@ -20,22 +20,30 @@ _SMALL = 1 << 13
 
 def fingerprint(array: Any) -> Hashable:
     """Returns a value that changes with any byte of a variable, or of a wrapped torch module's buffer; ``None`` where a running fit holds the values."""
-    value = getattr(array, "_value", array)
-    if value is None:
-        return None
-    return hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+    return _digest(_value(array))
 
 
-def together(arrays: Sequence[Any]) -> Sequence[Any]:
-    """Has TensorFlow show all variables at once, without copying any, since each read takes it longer than the digest; elsewhere, the arrays as they are."""
-    if keras.backend.backend() != "tensorflow":
-        return arrays
-    plain = [one for one in (getattr(array, "_value", array) for array in arrays) if type(one).__name__ == "ResourceVariable"]
-    try:
-        shown = dict(zip(map(id, plain), _read(plain), strict=True))
-    except Exception:  # noqa: BLE001 - the operation is an inner one of TensorFlow's, and on several devices it can't be; each variable can read itself
-        return arrays
-    return [shown.get(id(getattr(array, "_value", array)), array) for array in arrays]
+def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
+    """Returns the fingerprint of each. TensorFlow shows all of them at once, without a copy: reading them one by one would take it as long as the digests."""
+    values = [_value(array) for array in arrays]
+    if keras.backend.backend() == "tensorflow":
+        with contextlib.suppress(Exception):  # the operation is an inner one of TensorFlow's, and can't be where variables lie on several devices
+            values = _shown_together(values)
+    return [_digest(value) for value in values]
+
+
+def _value(array: Any) -> Any:
+    return array._value if isinstance(array, keras.Variable) else array
+
+
+def _digest(value: Any) -> Hashable:
+    return None if value is None else hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+
+
+def _shown_together(values: Sequence[Any]) -> list[Any]:
+    plain = [value for value in values if type(value).__name__ == "ResourceVariable"]
+    shown = dict(zip(map(id, plain), _read(plain), strict=True))
+    return [shown.get(id(value), value) for value in values]
 
 
 def _read(plain: Sequence[Any]) -> Sequence[Any]:
@@ -61,7 +69,7 @@ def _octets(value: Any) -> NDArray[np.uint8]:
 
 def values(array: Any) -> NDArray[Any] | None:
     """Returns a copy of a variable's values; ``None`` where a running fit holds them."""
-    value = getattr(array, "_value", array)
+    value = _value(array)
     if value is None:
         return None
     found = np.array(_as_numpy(value))
@@ -78,6 +86,6 @@ def _as_numpy(value: Any) -> NDArray[Any]:
 
 _shown: dict[str, Callable[[Any], NDArray[Any]]] = {
     "jax": np.asarray,
-    "tensorflow": lambda value: np.asarray(memoryview(value.read_value() if hasattr(value, "read_value") else value)),
+    "tensorflow": lambda value: np.asarray(memoryview(value if type(value).__name__ == "EagerTensor" else value.read_value())),
     "torch": lambda tensor: tensor.detach().numpy(),
 }

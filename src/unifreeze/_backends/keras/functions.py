@@ -74,7 +74,7 @@ def renew(model: Any) -> None:
                 _make(model, name)
             shelf.made[name] = getattr(model, name)
         if hasattr(model, "_compiled_trainable_state"):
-            model._compiled_trainable_state = {layer: layer.trainable for layer in model._flatten_layers()}
+            vars(model)["_compiled_trainable_state"] = {layer: layer.trainable for layer in model._flatten_layers()}  # TensorFlow would wrap every entry
 
 
 def _make(model: Any, name: str) -> None:
