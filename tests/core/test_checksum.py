@@ -55,6 +55,16 @@ def test_every_change_shows(words: np.ndarray) -> None:
     assert not np.array_equal(folded(words), folded(WORDS))
 
 
+def test_what_plain_sums_of_rows_and_columns_would_miss() -> None:
+    square = np.ix_([2, 7], [3, 8])
+    one, other = WORDS[: WIDE * 10].reshape(10, WIDE).copy(), WORDS[: WIDE * 10].reshape(10, WIDE).copy()
+    one[square], other[square] = [[1, 2], [2, 1]], [[2, 1], [1, 2]]
+    assert np.array_equal(one.sum(0), other.sum(0))
+    assert np.array_equal(one.sum(1), other.sum(1))
+    rest = WORDS[WIDE * 10 :]
+    assert not np.array_equal(folded(np.concatenate([one.ravel(), rest])), folded(np.concatenate([other.ravel(), rest])))
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 1_000, SIZE, 3_000_017])
 def test_every_place_counts(size: int) -> None:
     words = np.random.default_rng(1).integers(0, 1 << 64, size, dtype=np.uint64)

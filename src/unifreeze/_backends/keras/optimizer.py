@@ -147,7 +147,9 @@ def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
         if name_of not in kept:
             bank.put(optimizer, name_of, {name: slots[place] for name, slots in old.items()}, starts.get(name_of, 0))
     settled, order = plan.settled(arrays), plan.order(arrays)
-    bank.ways[id(optimizer)] = Way({name: getattr(optimizer, name) for name in settled}, optimizer._variables, starts, settled, order)
+    # Copies of what is written: Keras edits these lists in place.
+    since = {name: list(value) if isinstance(value, list) else value for name, value in settled.items()}
+    bank.ways[id(optimizer)] = Way({name: getattr(optimizer, name) for name in settled}, optimizer._variables, starts, since, list(order))
     _commit(optimizer, settled, order)
     _tell_time(optimizer, {name_of: start for name_of, start in kept.items() if start})
 
