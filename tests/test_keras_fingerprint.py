@@ -60,3 +60,11 @@ def flipped(array: np.ndarray, place: int) -> np.ndarray:
     other = array.copy()
     other.view(np.uint8)[place] ^= 1
     return other
+
+
+def test_many_are_read_as_each_by_itself() -> None:
+    variables = [made(dtype, size) for dtype in ("float32", "bfloat16", "int8", "bool") for size in (3, 70_003)]
+    tensor = variables[0]._value + 1
+    arrays = [*variables, tensor, variables[0]]
+    assert room.fingerprints(arrays) == [whole(array) for array in arrays]
+    assert len(set(room.fingerprints(arrays))) == len(variables) + 1

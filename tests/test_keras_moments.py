@@ -168,3 +168,18 @@ def test_steps_in_one_call_obey_too() -> None:
     unfreeze(model, layers="a")
     freeze(model, layers="b")
     assert moved_layers(model, lambda: model.fit(X, Y, batch_size=2, verbose=0)) == {"a", "c"}
+
+
+def test_undo_gives_the_optimizer_back_as_it_was_and_keeps_what_was_set_meanwhile() -> None:
+    model = dense("a", "b")
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(X, Y, verbose=0)
+    before = list(map(id, model.optimizer.variables))
+    freeze(model, layers="a").undo()
+    assert list(map(id, model.optimizer.variables)) == before
+    freezing = freeze(model, layers="a")
+    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    freezing.undo()
+    assert callable(model.optimizer._learning_rate)
+    assert len(model.optimizer.variables) == len(before) - 1, "a schedule is no variable, and the rate that was one is gone"
+    assert moved_layers(model, lambda: model.fit(X, Y, verbose=0)) >= {"a"}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from ._backend import Backend, Request
@@ -25,6 +23,7 @@ from ._summary.table import read_by
 from ._summary.wanted import Wanted
 from ._told import Told, call_text
 from ._tree import Layer, Parameter, State
+from ._undisturbed import undisturbed
 from ._verify import fingerprint
 from ._wish import Held, Wish
 from .errors import ArgumentError, BackendError, FrozenMovedError, SelectorError, UnifreezeWarning, UntrainableError, near
@@ -42,22 +41,10 @@ def _checked(verb: Callable[P, R]) -> Callable[P, R]:
         for unknown in kwargs.keys() - signature.parameters.keys():
             known = list(signature.parameters)
             raise ArgumentError(f"{verb.__name__}() has no argument {unknown!r}.\n  it has: {', '.join(known)}\n  {near(unknown, known)}".rstrip())
-        with _undisturbed():
+        with undisturbed():
             return verb(*args, **kwargs)
 
     return call
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps the cycle collector away: a tree of a large model is many small objects without cycles, and each would bring on walks over the framework's own."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 @_checked

@@ -20,6 +20,7 @@ from ._summary.make import summarise
 from ._summary.wanted import Wanted
 from ._told import Calls, Told, forget, remember
 from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
+from ._undisturbed import undisturbed
 from ._verify import Kept, Proof, broken, copies, fingerprint, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
@@ -80,10 +81,11 @@ class Freezing:
 
         Later calls on the same layers are undone with it, in the opposite order, as nested ``with`` blocks do; those on other layers stay.
         """
-        self._revert()
-        tree = self._read()
-        if self._backend.in_place:
-            return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
+        with undisturbed():
+            self._revert()
+            tree = self._read()
+            if self._backend.in_place:
+                return describe(self._backend, self.model, tree, before=self._state, tools=self._tools)
         every = frozenset(parameter.path for layer in tree.walk() for parameter in layer.parameters)
         request = Request(tree, self._before, every, frozenset(layer.path for layer in tree.walk()))
         return bring_about(self._backend, self.model, request, picked=(), known=self._fingerprints, told=self._told[:-1])
@@ -440,11 +442,12 @@ def _prints(
     def array(p: Parameter) -> object:
         return values.get(p.path, p.array)
 
-    prints = {p.path: backend.fingerprint(array(p) if values else p.array) for p in parameters if p.path in state.frozen}
+    whole = {p.path: array(p) if values else p.array for p in parameters if p.path in state.frozen}
+    if state.inference:
+        whole |= {b.path: array(b) for b in still(nodes, state.inference)}
+    prints = dict(zip(whole, backend.fingerprints([*whole.values()]), strict=True))
     if state.rows:
         prints |= {p.path: fingerprint(backend, array(p), state.rows[p.path]) for p in parameters if p.path in state.rows}
-    if state.inference:
-        prints |= {b.path: backend.fingerprint(array(b)) for b in still(nodes, state.inference)}
     return prints
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import FACTOR, folded, width
+from unifreeze.plugin import folded, weights, width
 
 from .tree import is_key
 
-_SMALL = 1 << 15
+_SMALL = 1 << 13
 
 
 def fingerprint(array: Any) -> Hashable:
@@ -48,8 +49,15 @@ def _octets(array: Any) -> NDArray[np.uint8]:
 
 def is_far(array: Any) -> bool:
     """Whether an array lies on one accelerator. One that several share is gathered on the host, so that its fingerprint does not depend on how it is shared."""
-    packed = str(array.dtype).startswith(("int2", "uint2", "int4", "uint4", "float4"))
-    return isinstance(array, jax.Array) and not packed and len(array.devices()) == 1 and next(iter(array.devices())).platform != "cpu"
+    if not isinstance(array, jax.Array) or not _on_one_accelerator(array.sharding):
+        return False
+    return not str(array.dtype).startswith(("int2", "uint2", "int4", "uint4", "float4"))
+
+
+@lru_cache(1 << 6)
+def _on_one_accelerator(sharding: Any) -> bool:
+    devices = sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform != "cpu"
 
 
 def folded_there(array: Any) -> NDArray[np.uint8]:
@@ -68,13 +76,7 @@ def _fold(array: Any) -> tuple[Any, Any]:
     whole = octets.size // 8 * 8
     words = jax.lax.bitcast_convert_type(octets[:whole].reshape(-1, 8), jnp.uint64)
     columns = width(words.size)
-    rows, left = divmod(words.size, columns)
-
-    def add(sums: Any, row: Any) -> tuple[Any, None]:
-        turned = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(sums, jnp.uint8)[:, ::-1], jnp.uint64)
-        return turned * jnp.uint64(FACTOR) + row, None
-
-    sums, _ = jax.lax.scan(add, jnp.zeros(columns, jnp.uint64), words[: rows * columns].reshape(rows, columns))
-    if left:
-        sums = sums.at[:left].set(add(sums[:left], words[rows * columns :])[0])
-    return sums, octets[whole:]
+    whole_rows = words.size // columns * columns
+    grid = words[:whole_rows].reshape(-1, columns)
+    across, down = (grid * jnp.asarray(weights(columns))).sum(1), grid.sum(0)
+    return jnp.concatenate([across, down, words[whole_rows:]]), octets[whole:]

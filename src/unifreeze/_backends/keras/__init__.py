@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -20,7 +20,7 @@ from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs,
 
 from . import audit, drift, figures, graph, resume, shapes, training, tree
 from .clues import clues
-from .fingerprint import fingerprint, values
+from .fingerprint import fingerprint, fingerprints, values
 from .flags import Setter
 from .optimizer import Bank, retarget
 from .slots import SLOTS
@@ -55,7 +55,7 @@ class KerasBackend(Backend):
     def layers(self, model: Any) -> Layer:
         """Reads any layer or model. During a fit on JAX, the values that the fit holds are handed back to the variables, as for a callback that saves them."""
         root = tree.read(model)
-        if any(isinstance(variable, keras.Variable) and variable._value is None for variable in _arrays(root)):
+        if keras.backend.backend() == "jax" and any(getattr(variable, "_value", variable) is None for variable in _arrays(root)):
             training.hand_over([layer.native for layer in root.walk() if isinstance(layer.native, keras.Model)])
         return root
 
@@ -115,6 +115,10 @@ class KerasBackend(Backend):
         """Reads the bytes of a variable, or of a wrapped torch module's buffer, once."""
         return fingerprint(array)
 
+    def fingerprints(self, arrays: Sequence[Any]) -> Sequence[Hashable]:
+        """Reads them all, TensorFlow's in one go."""
+        return fingerprints(arrays)
+
     def values(self, array: Any) -> Any:
         """A copy on the host."""
         return values(array)
@@ -126,7 +130,7 @@ class KerasBackend(Backend):
 
 
 def _arrays(root: Layer) -> Iterable[Any]:
-    return (parameter.array for parameter in root.arrays())
+    return [parameter.array for parameter in root.arrays()]
 
 
 BACKEND = KerasBackend()

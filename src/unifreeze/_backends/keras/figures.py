@@ -18,9 +18,12 @@ def compared(root: Layer) -> tuple[str, ...]:
     model: Any = root.native
     if not isinstance(model, keras.Model):
         return ()
-    trainable, frozen, statistics = (sum(size for status, size in _weights(root) if status == one) for one in ("trainable", "frozen", "buffer"))
+    sums = dict.fromkeys(("trainable", "frozen", "buffer"), 0)
+    for status, size in _weights(root):
+        sums[status] += size
+    trainable, frozen, statistics = sums.values()
     optimizer: Any = getattr(model, "optimizer", None) if getattr(model, "compiled", False) else None
-    arrays = sum(prod(variable.shape) for variable in optimizer.variables) if getattr(optimizer, "built", False) else 0
+    arrays = sum([prod(variable._shape) for variable in optimizer.variables]) if getattr(optimizer, "built", False) else 0
     because = [*(["the total counts the optimizer"] if arrays else []), *(["the non-trainable count statistics of layers as well"] if statistics else [])]
     notes = [f"Optimizer: {arrays:,}"] if arrays else []
     if because:

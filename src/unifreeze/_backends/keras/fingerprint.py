@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -15,15 +15,44 @@ from unifreeze.plugin import folded
 
 from .folding import folded_there, is_far, nbytes
 
-_SMALL = 1 << 15
+_SMALL = 1 << 13
 
 
 def fingerprint(array: Any) -> Hashable:
     """Returns a value that changes with any byte of a variable, or of a wrapped torch module's buffer; ``None`` where a running fit holds the values."""
-    value = getattr(array, "_value", array)
-    if value is None:
-        return None
-    return hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+    return _digest(_value(array))
+
+
+def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
+    """Returns the fingerprint of each. TensorFlow shows all of them at once, without a copy: reading them one by one would take it as long as the digests."""
+    values = [_value(array) for array in arrays]
+    if keras.backend.backend() == "tensorflow":
+        with contextlib.suppress(Exception):  # the operation is an inner one of TensorFlow's, and can't be where variables lie on several devices
+            values = _shown_together(values)
+    return [_digest(value) for value in values]
+
+
+def _value(array: Any) -> Any:
+    return array._value if isinstance(array, keras.Variable) else array
+
+
+def _digest(value: Any) -> Hashable:
+    return None if value is None else hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+
+
+def _shown_together(values: Sequence[Any]) -> list[Any]:
+    plain = [value for value in values if type(value).__name__ == "ResourceVariable"]
+    shown = dict(zip(map(id, plain), _read(plain), strict=True))
+    return [shown.get(id(value), value) for value in values]
+
+
+def _read(plain: Sequence[Any]) -> Sequence[Any]:
+    from tensorflow.python.eager import context, execute
+
+    kinds = [variable.dtype.as_datatype_enum for variable in plain]
+    inputs = [variable.handle for variable in plain]
+    tensors: Sequence[Any] = execute.execute(b"_ReadVariablesOp", len(plain), inputs, ("N", len(plain), "dtypes", kinds), context.context())
+    return tensors
 
 
 def _octets(value: Any) -> NDArray[np.uint8]:
@@ -40,7 +69,7 @@ def _octets(value: Any) -> NDArray[np.uint8]:
 
 def values(array: Any) -> NDArray[Any] | None:
     """Returns a copy of a variable's values; ``None`` where a running fit holds them."""
-    value = getattr(array, "_value", array)
+    value = _value(array)
     if value is None:
         return None
     found = np.array(_as_numpy(value))
@@ -57,6 +86,6 @@ def _as_numpy(value: Any) -> NDArray[Any]:
 
 _shown: dict[str, Callable[[Any], NDArray[Any]]] = {
     "jax": np.asarray,
-    "tensorflow": lambda variable: np.asarray(memoryview(variable.read_value())),
+    "tensorflow": lambda value: np.asarray(memoryview(value if type(value).__name__ == "EagerTensor" else value.read_value())),
     "torch": lambda tensor: tensor.detach().numpy(),
 }

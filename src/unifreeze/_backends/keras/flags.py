@@ -52,10 +52,11 @@ class Setter:
     def _asked(self) -> set[int]:
         """The layers that the request is about: picked, or owning one of its parameters; with a kernel, the spectral normalisation that overwrites it."""
         arrays = {id(p.array) for node in self.nodes for p in node.parameters if p.path in self.request.parameters}
+        layers = self.request.layers
         return {
             id(node.native)
             for node in self.nodes
-            if node.path in self.request.layers or any(id(p.array) in arrays for p in node.parameters) or id(_overwritten(node.native)) in arrays
+            if node.path in layers or not arrays.isdisjoint([id(p.array) for p in node.parameters]) or id(_overwritten(node.native)) in arrays
         }
 
     def _holds(self) -> dict[int, Inference | None]:
@@ -64,7 +65,8 @@ class Setter:
         for node in self.nodes:
             if node.path in self.request.layers:
                 asked.setdefault(id(node.native), []).append(self.request.state.inference.get(node.path))
-        holds = {id(node.native): max(asked.get(id(node.native), [node.inference]), key=_STRENGTH.index) for node in self.nodes}
+        holds = {id(node.native): node.inference for node in self.nodes}
+        holds |= {key: hows[0] if len(hows) == 1 else max(hows, key=_STRENGTH.index) for key, hows in asked.items()}
         frozen = {id(p.array) for node in self.nodes for p in node.parameters if p.path in self.request.state.frozen}
         for node in self.nodes:
             kernel = _overwritten(node.native)
@@ -108,11 +110,12 @@ class Setter:
         trains: dict[str, bool] = {}
         wakes: dict[str, bool] = {}
         owns: dict[str, bool] = {}
+        asked = self.request.parameters
         for node in reversed(self.nodes):
             below = [child.path for child in node.children]
             alive = [p.path for p in node.parameters if tree.trains(p.array)]
             trains[node.path] = bool(alive) or any(trains[path] for path in below)
-            wakes[node.path] = any(path in self.request.parameters for path in alive) or any(wakes[path] for path in below)
+            wakes[node.path] = not asked.isdisjoint(alive) or any(wakes[path] for path in below)
             owns[node.path] = bool(node.parameters) or any(owns[path] for path in below)
         return trains, wakes, owns
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import FACTOR, width
+from unifreeze.plugin import weights, width
 
 _WORD = 8
+# Of so many rows a copy may be made at once, in the device's memory, which training may need.
+_ROWS = 1 << 12
 
 
 def is_far(value: Any) -> bool:
@@ -37,9 +40,14 @@ def _on_jax(value: Any) -> NDArray[np.uint8]:
 
 
 def _far_on_jax(value: Any) -> bool:
+    return _asked_of_jax()(value)
+
+
+@cache
+def _asked_of_jax() -> Callable[[Any], bool]:
     from unifreeze._backends.jax.fingerprint import is_far as far
 
-    return far(value)
+    return far
 
 
 def _on_torch(tensor: Any) -> NDArray[np.uint8]:
@@ -51,12 +59,14 @@ def _on_torch(tensor: Any) -> NDArray[np.uint8]:
         octets = octets.clone() if octets.storage_offset() % _WORD else octets
         whole = octets.numel() // _WORD * _WORD
         words = octets[:whole].view(torch.int64)
-        sums = torch.zeros(width(words.numel()), dtype=torch.int64, device=tensor.device)
-        for row in words.split(len(sums)):
-            part = sums[: len(row)]
-            turned = part.view(torch.uint8).view(-1, _WORD).flip(1).view(torch.int64).view(-1)
-            part.copy_(turned * (FACTOR - (1 << 64)) + row)
-        return torch.cat([sums.view(torch.uint8), octets[whole:]]).cpu().numpy()
+        columns = width(words.numel())
+        rows = words.numel() // columns
+        weight = torch.from_numpy(weights(columns).view(np.int64)).to(tensor.device)
+        down, across = torch.zeros_like(weight), []
+        for block in words[: rows * columns].view(rows, columns).split(_ROWS):
+            across.append((block * weight).sum(1))
+            down += block.sum(0)
+        return torch.cat([torch.cat([*across, down, words[rows * columns :]]).view(torch.uint8), octets[whole:]]).cpu().numpy()
 
 
 def _on_tensorflow(variable: Any) -> NDArray[np.uint8]:
@@ -65,14 +75,16 @@ def _on_tensorflow(variable: Any) -> NDArray[np.uint8]:
     value = tf.convert_to_tensor(variable)
     octets = tf.reshape(tf.bitcast(tf.cast(value, tf.uint8) if value.dtype == tf.bool else value, tf.uint8), [-1])
     whole = octets.shape[0] // _WORD * _WORD
-    words = tf.bitcast(tf.reshape(octets[:whole], [-1, _WORD]), tf.uint64)
-    sums = tf.zeros(width(words.shape[0]), tf.uint64)
-    factor = tf.constant(FACTOR, tf.uint64)
-    for start in range(0, words.shape[0], sums.shape[0]):
-        row = words[start : start + sums.shape[0]]
-        part = sums[: row.shape[0]]
-        turned = tf.bitcast(tf.reverse(tf.bitcast(part, tf.uint8), [1]), tf.uint64)
-        sums = tf.concat([turned * factor + row, sums[row.shape[0] :]], 0)
+    words = tf.bitcast(tf.reshape(octets[:whole], [-1, _WORD]), tf.int64)
+    columns = width(words.shape[0])
+    rows = words.shape[0] // columns
+    grid, weight = tf.reshape(words[: rows * columns], [rows, columns]), tf.constant(weights(columns).view(np.int64))
+    down, across = tf.zeros_like(weight), []
+    for start in range(0, rows, _ROWS):
+        block = grid[start : start + _ROWS]
+        across.append(tf.reduce_sum(block * weight, 1))
+        down += tf.reduce_sum(block, 0)
+    sums = tf.concat([*across, down, words[rows * columns :]], 0)
     return np.concatenate([sums.numpy().view(np.uint8), octets[whole:].numpy()])
 
 

@@ -74,7 +74,7 @@ def renew(model: Any) -> None:
                 _make(model, name)
             shelf.made[name] = getattr(model, name)
         if hasattr(model, "_compiled_trainable_state"):
-            model._compiled_trainable_state = {layer: layer.trainable for layer in model._flatten_layers()}
+            vars(model)["_compiled_trainable_state"] = {layer: layer.trainable for layer in model._flatten_layers()}  # TensorFlow would wrap every entry
 
 
 def _make(model: Any, name: str) -> None:
@@ -101,11 +101,12 @@ def _state(model: Any) -> tuple[Hashable, list[Any]]:
     layers = model._flatten_layers()
     variables = [variable for layer in layers for variable in _own(layer)]
     objects = [*variables, *slots, *(one for one in (optimizer, getattr(model, "_loss_tracker", None)) if one is not None)]
-    flags = tuple((id(layer), layer.trainable, pin.held(layer)) for layer in layers)
+    flags = tuple([(id(layer), layer.trainable, pin.held(layer)) for layer in layers])
     late = tuple(sorted((str(key), start) for key, start in starts_of(optimizer).items()))
-    return (flags, tuple(variable._trainable for variable in variables), tuple(map(id, objects)), late), objects
+    return (flags, tuple([variable._trainable for variable in variables]), tuple(map(id, objects)), late), objects
 
 
 def _own(layer: Any) -> list[Any]:
     """A layer's own variables and random states; ``model.variables`` goes through all that is inside once for each container."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables, *(generator.state for generator in layer._seed_generators)]
+    seeds = [generator.state for generator in layer._seed_generators] if layer._seed_generators else ()
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]

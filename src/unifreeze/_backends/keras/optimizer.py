@@ -19,6 +19,7 @@ from keras.src.utils.tracking import DotNotTrackScope, Tracker
 from unifreeze.plugin import BackendError, ExitStack, UnifreezeWarning
 
 from . import nadam
+from .way import Way
 
 Slots = dict[str, Any]
 
@@ -32,10 +33,12 @@ class Bank:
 
     Attributes:
         late: Variables that could not begin as in a fresh optimizer, with the name of the optimizer.
+        ways: The way back of each optimizer, by identity, from the last change.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, object], tuple[Any, Slots, int]] = {}
+        self.ways: dict[int, Way] = {}
         self.late: dict[str, str] = {}
 
     def tell(self) -> None:
@@ -118,6 +121,8 @@ def _share_out(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
 
 def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
     _refuse_average(optimizer)
+    if _went_back(optimizer, variables, bank):
+        return
     plan = _Plan(optimizer, variables)
     key = optimizer._var_key
     now = {key(variable): place for place, variable in enumerate(optimizer._trainable_variables)}
@@ -141,8 +146,24 @@ def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
     for name_of, place in now.items():
         if name_of not in kept:
             bank.put(optimizer, name_of, {name: slots[place] for name, slots in old.items()}, starts.get(name_of, 0))
-    _commit(optimizer, plan.settled(arrays), plan.order(arrays))
+    settled, order = plan.settled(arrays), plan.order(arrays)
+    # Copies of what is written: Keras edits these lists in place.
+    since = {name: list(value) if isinstance(value, list) else value for name, value in settled.items()}
+    bank.ways[id(optimizer)] = Way({name: getattr(optimizer, name) for name in settled}, optimizer._variables, starts, since, list(order))
+    _commit(optimizer, settled, order)
     _tell_time(optimizer, {name_of: start for name_of, start in kept.items() if start})
+
+
+def _went_back(optimizer: Any, variables: Sequence[Any], bank: Bank) -> bool:
+    """Goes back the way that the optimizer came, where nobody has changed it since; says whether that could be."""
+    way = bank.ways.pop(id(optimizer), None)
+    if way is None or not way.leads(optimizer, variables):
+        return False
+    for variable in variables:
+        bank.take(optimizer, optimizer._var_key(variable))
+    _commit(optimizer, way.before, way.listed)
+    _tell_time(optimizer, way.starts)
+    return True
 
 
 def _refuse_average(optimizer: Any) -> None:

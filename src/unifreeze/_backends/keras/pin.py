@@ -17,7 +17,8 @@ _BY_FLAG = (keras.layers.BatchNormalization, keras.layers.Normalization)
 
 def held(layer: Any) -> Inference | None:
     """How a layer is held now. A normalisation whose flag is off is, whoever turned it off."""
-    how: Inference | None = getattr(layer.__dict__.get("call"), "unifreeze_holds", None)
+    call = layer.__dict__.get("call")
+    how: Inference | None = None if call is None else getattr(call, "unifreeze_holds", None)
     if how is None and by_flag(layer) and not layer.trainable:
         return "norm"
     return how

@@ -33,6 +33,7 @@ _CLASSES = {
     "container": "TimeDistributed",
 }
 _KINDS: dict[type, str] = {getattr(keras.layers, name): kind for kind, names in _CLASSES.items() for name in names.split() if hasattr(keras.layers, name)}
+_WRAPPER = "TorchModuleWrapper"
 _BUFFER_ROLES = {"moving_mean": "mean", "moving_variance": "variance", "running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
 
 
@@ -73,7 +74,7 @@ def state_now(root: Layer) -> State | None:
     on = nodes[0].native.trainable
     parameters = [parameter for node in nodes for parameter in node.parameters]
     known = {id(variable) for node in nodes for variable in node.native._trainable_variables}
-    if any(id(p.array) not in known for p in parameters) or any(getattr(b.array, "trainable", False) for node in nodes for b in node.buffers):
+    if not known.issuperset([id(p.array) for p in parameters]) or any(getattr(b.array, "trainable", False) for node in nodes for b in node.buffers):
         return None
     return State(
         frozenset([p.path for p in parameters if not (on and trains(p.array))]),
@@ -95,6 +96,8 @@ def children(layer: Any) -> list[Any]:
 
 def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
     """A layer's own variables with their names, and whether they are parameters. One that a layer right inside owns as well counts there only."""
+    if not layer._trainable_variables and not layer._non_trainable_variables:
+        return []
     below = {id(variable) for child in layer._layers for variable in (*child._trainable_variables, *child._non_trainable_variables)} if layer._layers else ()
     named = _module_names(layer)
     found: dict[int, tuple[str, tuple[Any, bool]]] = {}
@@ -112,7 +115,7 @@ def trains(variable: Any) -> bool:
 
 def module_buffers(layer: Any) -> Iterable[tuple[str, Any]]:
     """The buffers of a wrapped torch module: no Keras variables, and they move all the same."""
-    return layer.module.named_buffers() if type(layer).__name__ == "TorchModuleWrapper" else ()
+    return layer.module.named_buffers() if type(layer).__name__ == _WRAPPER else ()
 
 
 def kind_of(layer: Any) -> str:
@@ -138,7 +141,8 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
     if native._seed_generators:
         seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
         buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
-    buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
+    if type(native).__name__ == _WRAPPER:
+        buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
     return Layer(
         path,
         kind,
@@ -178,7 +182,7 @@ def _quantized(layer: Any, variable: Any) -> str:
 
 
 def _module_names(layer: Any) -> dict[int, str]:
-    if type(layer).__name__ != "TorchModuleWrapper":
+    if type(layer).__name__ != _WRAPPER:
         return {}
     return {id(tensor): name for name, tensor in layer.module.named_parameters()}
 
