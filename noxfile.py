@@ -25,8 +25,7 @@ PYTHON = "3.11"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "MPLBACKEND": "agg"}
 # The models of the tests are small: a second thread waits, and keeps a core busy with it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-# Most of the time of these tests is XLA's, and they compile much and run little; plain trees, whose plan they share, are proved under all of its optimizations,
-# and the deep sweeps are, too.
+# Most of the time of these tests is XLA's, and they compile much and run little. What looks at compiled programs compiles them in full, as the deep sweeps do.
 COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 # A framework is a large thing to hold several times; the blocks of a page run in order, in one process.
 WORKERS = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
@@ -97,7 +96,7 @@ def tests(session: nox.Session, backend: str) -> None:
     _install(session, ".", group=f"test-{backend}")
     doctests = ["--doctest-modules", "--pyargs", *(f"unifreeze.{room}" for room in ("_api", "_freezing", "_recipe", "_guard", "_audit.verb", "_summary.table"))]
     also = [*PAGES, *(doctests if backend == "torch" else []), f"--conformance={report}"]
-    quickly = COMPILE_QUICKLY if backend in {"nnx", "equinox"} else {}
+    quickly = COMPILE_QUICKLY if backend in {"keras-jax", "jax", "nnx", "equinox"} else {}
     session.run("pytest", *WORKERS, *_files(backend), *also, *session.posargs, env=_environment(backend) | ONE_THREAD | quickly | {"PAGES": backend})
 
 
@@ -118,7 +117,7 @@ def port(session: nox.Session) -> None:
     _install(session, ".", group="port")
     beside_jax = {"tests/port/test_port.py", *map(str, Path("tests/port").glob("test_jax_*.py"))}
     for engine, files in {"torch": {*map(str, Path("tests/port").glob("test_*.py"))} - beside_jax, "jax": beside_jax}.items():
-        session.run("pytest", *WORKERS, *sorted(files), *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD)
+        session.run("pytest", *WORKERS, *sorted(files), *session.posargs, env=_environment(f"keras-{engine}") | ONE_THREAD | COMPILE_QUICKLY)
 
 
 @nox.session(python=PYTHON)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -64,9 +65,19 @@ class Cost(NamedTuple):
         return {"flops": self.flops / other.flops, "bytes": self.bytes / other.bytes}
 
 
+@contextmanager
+def optimized() -> Iterator[None]:
+    """XLA compiles as it does for users, whatever the session says."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def cost(step: Callable[..., Any], params: Any, state: Any, *rest: Any) -> Cost:
     """Compiles a step and reads what it costs. The step returns parameters, state, and gradients or a norm; parameters and state are donated."""
-    analysis = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, *rest).compile().cost_analysis()
+    with optimized():
+        analysis = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, *rest).compile().cost_analysis()
     grads = jax.eval_shape(step, params, state, *rest)[2]
     return Cost(analysis["flops"], analysis["bytes accessed"], nbytes(state), nbytes(grads))
 

@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from unifreeze import freeze, unfreeze
 
+jax.config.update("jax_disable_most_optimizations", False)  # whatever the session says: the compiled program is what is looked at
+
 WIDTH, INNER, BLOCKS = 64, 128, [f"block_{i}" for i in range(6)]
 SPECS = {"up": P(None, "model"), "down": P("model", None), "bias": P("model"), "scale": P()}
 TRAINED, STEPS = BLOCKS[4:], 3

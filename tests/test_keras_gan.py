@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kits.keras_eyes import ready
 from unifreeze import freeze
 
 X = np.random.default_rng(1).normal(size=(8, 4)).astype("float32")
@@ -47,6 +48,7 @@ class Gan:
             name="discriminator",
         )
         self.discriminator.compile(keras.optimizers.Adam(0.01), "mse")
+        ready(self.discriminator)
         noise = keras.Input((4,))
         self.combined = keras.Model(noise, self.discriminator(self.generator(noise)))
         self.combined.compile(keras.optimizers.Adam(0.01), "mse")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from kits.keras_eyes import drawing, look, which_moved
+from kits.keras_eyes import drawing, look, ready, which_moved
 from unifreeze import freeze, unfreeze
 from unifreeze.select import before
 
@@ -58,6 +58,7 @@ def test_models_of_images_train_above_a_frozen_prefix_that_shrinks(name: str) ->
     model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-15), "sparse_categorical_crossentropy")
     places = {layer.name: place for place, layer in enumerate(model.layers)}
     freezing = freeze(model, layers=before(stop))
+    ready(model)
     need_still(model, weights_of(model.layers[: places[stop]]), given)
     freezing.verify()
     iterations = int(model.optimizer.iterations)
@@ -133,6 +134,7 @@ def test_a_language_model_with_a_tied_head() -> None:
     lower = [backbone.token_embedding, backbone.position_embedding, backbone.transformer_layers[0]]
 
     freezing = freeze(model, layers=before("transformer_layer_1"))
+    ready(model)
     need_still(model, weights_of(lower), given)
     freezing.verify()
     unfreeze(model, layers=["token_embedding", "transformer_layer_0.self_attention"])
@@ -153,6 +155,7 @@ def test_a_backbone_inside_a_task_and_its_adapters() -> None:
     attention = backbone.transformer_layers[1]._self_attention_layer
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     freeze(model, layers=backbone)
+    ready(model)
     need_still(model, weights_of([backbone]), given)
     attention.query_dense.enable_lora(2)
     unfreeze(model, layers="backbone.transformer_layer_1.self_attention.query", params="lora*")

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kits.keras import value_of
-from kits.keras_eyes import X, Y, dense, drawing, look, moved_layers, which_moved
+from kits.keras_eyes import X, Y, dense, drawing, look, moved_layers, ready, which_moved
 from unifreeze import freeze, unfreeze
 
 LOOPS = {
@@ -68,11 +68,11 @@ def run(model: Any, event: str, callback: Any) -> Any:
     return model.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[callback]).history["loss"]
 
 
-def compiled(rate: float) -> Any:
+def compiled(rate: float, *, built: bool = True) -> Any:
     model = dense("a", "b", "c")
     freeze(model, layers="a")
     model.compile(keras.optimizers.Adam(rate), "mse")
-    return model
+    return ready(model) if built else model
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -137,7 +137,7 @@ def moments() -> dict[str, Callable[[Any], object]]:
 
 @pytest.mark.parametrize("moment", moments())
 def test_whatever_ran_before(moment: str) -> None:
-    model = compiled(0.01)
+    model = compiled(0.01, built=moment != "before the first call")
     moments()[moment](model)
     expected, loss = model.predict_on_batch(X), model.test_on_batch(X, Y)
     unfreeze(model, layers="a")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kits.keras import value_of
-from kits.keras_eyes import X, Y, dense, drawing, look, moved_layers
+from kits.keras_eyes import X, Y, dense, drawing, look, moved_layers, ready
 from unifreeze import UnifreezeWarning, freeze, unfreeze
 from unifreeze.errors import BackendError
 
@@ -56,6 +56,7 @@ def test_a_toggle_in_training_is_bit_equal_to_none(name: str) -> None:
         model = dense("a", "b")
         model.set_weights(values)
         model.compile(OPTIMIZERS[name](), "mse")
+        ready(model)
         for _ in range(3):
             model.train_on_batch(X, Y)
         if toggled:
@@ -81,6 +82,7 @@ def test_the_first_step_of_a_late_layer_is_that_of_a_new_optimizer(name: str) ->
         model.set_weights([np.full(tuple(weight.shape), 0.3, "float32") for weight in model.weights])
         model.compile(OPTIMIZERS[name](), ["mse", "mse"])
         freeze(model, layers="b")
+        ready(model)
         for _ in range(before):
             model.train_on_batch(X, [Y, Y])
         unfreeze(model, layers="b")

@@ -126,6 +126,11 @@ def unseen(model: nn.Module, x: Any, limit: float) -> list[str]:
     return found
 
 
+def undoubled(plan: list[Any]) -> list[Any]:
+    """The plan of a random network without ``x + x`` and ``x * x``: they are activations, of which a certificate does not speak."""
+    return [("one" if how in {"sum", "mul"} and a == b else how, (a, b), *rest) for how, (a, b), *rest in plan]
+
+
 def values(array: Any) -> bytes:
     """What an array holds whatever its layout: its values in the order of their size."""
     return np.sort(np.asarray(array, "float32"), axis=None).tobytes()

@@ -125,10 +125,11 @@ class Scene:
         children = self.tree.children or (self.tree,)
         shown = [f"{child.path or child.type} ({sum(len(node.parameters) for node in child.walk())})" for child in children[:8]]
         rest = f", … and {len(children) - 8} more" if len(children) > 8 else ""
-        facts = f"  its layers (with parameters): {', '.join(shown)}{rest}"
+        facts = f"its layers (with parameters): {', '.join(shown)}{rest}"
         if any(map(str.isdigit, asking)) or r"\d" in asking:
             hints = (*hints, *(line for place in self.stacks[:2] for line in self._stack(place)))
-        return NothingSelectedError("\n".join([f"{asking} matches no layer of {self.label}.", facts, *(f"  {hint}" for hint in hints if hint)]))
+        repairs = [hint for hint in hints if hint] or ["layers(model) lists them with their paths; * stands for a part of one component, ** for any number"]
+        return NothingSelectedError("\n  ".join([f"{asking} matches no layer of {self.label}.", facts, *repairs]))
 
 
 def components_match(pattern: list[str], parts: list[str]) -> bool:

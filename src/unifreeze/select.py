@@ -189,6 +189,9 @@ class _Glob(_Matching):
         return components_match(self.components, layer.path.split(".") if layer.path else [])
 
     def hints(self, scene: Scene) -> tuple[str, ...]:
+        for word in ("type", "kind"):
+            if self.pattern in {getattr(node, word) for node in scene.nodes}:
+                return (f"it names a {word}: layers='{word}:{self.pattern}' picks by {word}",)
         paths = [node.path for node in scene.nodes if node.path]
         suggestions = [pattern for pattern in (_respelt(self.components, paths), f"**.{self.pattern}") if pattern and any_match(pattern, paths)]
         if suggestions:

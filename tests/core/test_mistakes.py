@@ -49,6 +49,16 @@ def test_a_selector_word_says_what_it_takes(call: Any, says: str) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "repair"), [("Dense", "layers='type:Dense' picks"), ("conv", "layers='kind:conv' picks"), ("re:nothing", r"layers\(model\) lists them")]
+)
+def test_what_picks_nothing_says_what_to_write(model: toynet.Chain, chosen: str, repair: str) -> None:
+    before = KIT.flags(model)
+    with pytest.raises(NothingSelectedError, match=repair):
+        freeze(model, layers=chosen)
+    assert KIT.flags(model) == before
+
+
 def test_a_star_import_hides_nothing_of_python() -> None:
     names: dict[str, Any] = {}
     exec("from unifreeze.select import *", names)

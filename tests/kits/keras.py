@@ -17,11 +17,6 @@ from numpy.typing import NDArray
 from unifreeze import Freezing
 from unifreeze.testing import RATE, Arrays, Kit, Trainer
 
-if keras.backend.backend() == "jax":
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)  # many programs, each run a few times
-
 
 def _muon_keeps_lists() -> bool:
     """Early versions of Muon keep their moments by name in dictionaries, which is refused."""
@@ -56,6 +51,8 @@ class KerasTrainer(Trainer):
         self.model = model
         self._count = 0
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        # Left to the first step, TensorFlow makes the optimizer's arrays inside it, and traces it twice.
+        optimizer.build(model.trainable_variables)
 
     def step(self) -> None:
         draw = np.random.default_rng(100 + self._count)

@@ -37,6 +37,12 @@ def dense(*names: str, units: int = 4, **kwargs: Any) -> Any:
     return keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(units, name=name, **kwargs) for name in names)])
 
 
+def ready(model: Any) -> Any:
+    """Makes the arrays of the optimizer: left to the first step, TensorFlow makes them inside it, and traces it twice."""
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
 def look(variables: Any) -> list[NDArray[Any]]:
     return [value_of(variable) for variable in variables]
 

@@ -522,7 +522,7 @@ class Conformance:
         assert self.kit.flags(model) == before
 
     def test_cost_grows_no_worse_than_linearly(self) -> None:
-        seconds = {length: min(_seconds(self.kit.chain(length)) for _ in range(3)) for length in (50, 400)}
+        seconds = {length: _seconds(self.kit.chain(length)) for length in (50, 400)}
         assert seconds[400] < 4 * 8 * seconds[50] + 0.05, seconds
         assert seconds[400] < 1, seconds
 
@@ -615,6 +615,12 @@ def _close(ours: Arrays, theirs: Arrays, tolerance: float) -> None:
 
 
 def _seconds(model: object) -> float:
-    start = time.perf_counter()
-    summary(freeze(model, layers="**", params="bias"))
-    return time.perf_counter() - start
+    """The best of three, since other programs run as well."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        freezing = freeze(model, layers="**", params="bias")
+        summary(freezing)
+        taken.append(time.perf_counter() - start)
+        freezing.undo()
+    return min(taken)
