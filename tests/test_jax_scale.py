@@ -56,3 +56,25 @@ def test_a_hundred_thousand_arrays_take_less_than_two_seconds() -> None:
     totals = summary(freeze(tree, layers="layer_1*")).totals
     assert (totals.parameters, totals.frozen) == (50_000 * 20, 11_111 * 20)
     assert fastest(lambda: summary(freeze(tree, layers="layer_1*"))) < 2
+
+
+def test_a_shape_that_stands_for_several_arrays_is_one_of_each() -> None:
+    same = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    totals = summary(freeze({"a": {"kernel": same}, "b": [{"kernel": same}]}, layers="a")).totals
+    assert (totals.parameters, totals.frozen) == (32, 16)
+
+
+def test_a_part_left_out_is_not_taken_for_a_leaf_of_a_known_tree() -> None:
+    tree = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones((2, 2))}}
+    f = freeze(tree, layers="a")
+    trainable, rest = f.partition(tree)
+    assert trainable == {"a": {"kernel": None, "bias": None}, "b": {"kernel": tree["b"]["kernel"]}}
+    assert rest["b"] == {"kernel": None}
+    again = f.combine(trainable, rest)
+    assert all(again[layer][name] is array for layer, arrays in tree.items() for name, array in arrays.items())
+
+
+def test_keys_of_all_kinds_name_the_arrays_in_the_order_of_the_tree() -> None:
+    numbered, listed = {"z": {2: jnp.ones(3), 1: jnp.ones(3)}}, [jnp.ones(1), {"kernel": jnp.ones((1, 1))}]
+    tree = {"x/y": {"kernel": jnp.ones((2, 2))}, "x": numbered, "l": listed, "top": jnp.ones(5)}
+    assert freeze(tree).frozen == ("top", "x.y.kernel", "x.z.2", "x.z.1", "l.0", "l.1.kernel")

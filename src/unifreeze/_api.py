@@ -367,13 +367,13 @@ def _rows(backend: Backend, rows: object, parameter: Parameter) -> Rows:
 
 def _bring_about(backend: Backend, model: object, wish: Wish, request: Request, *, knowingly: bool) -> Freezing:
     # Warned before anything changes: where warnings are errors, a call that raises must have changed nothing.
-    every = () if knowingly else {parameter.path for layer in wish.nodes for parameter in layer.parameters}
-    if every and every <= request.state.frozen and not every <= wish.before.frozen:
+    every = [] if knowingly else [parameter.path for layer in wish.nodes for parameter in layer.parameters]
+    if every and all(path in request.state.frozen for path in every) and not wish.before.frozen.issuperset(every):
         _warn(f"Every parameter of {wish.label} is frozen now; nothing will train.\n  unfreeze(model, layers=…) lets a part of it train.")
     if wish.skipped:
         shown = ", ".join(f"{path} ({why})" for path, why in list(wish.skipped.items())[:5])
         _warn(f"{len(wish.skipped)} parameters can't be trained and are left as they are: {shown}")
-    picked = [layer.path for layer in wish.nodes if layer.weighted and layer.path in wish.picked]
+    picked = [layer.path for layer in wish.nodes if layer.path in wish.picked and layer.weighted]
     subject, known = (model.model, model._fingerprints) if isinstance(model, Freezing) else (model, {})
     told = (*(model._told if isinstance(model, Freezing) else ()), tuple(wish.told))
     return bring_about(backend, subject, request, picked=picked, skipped=wish.skipped, known=known, told=told, before=wish.before)

@@ -19,7 +19,7 @@ from ._summary import Summary
 from ._summary.make import summarise
 from ._summary.wanted import Wanted
 from ._told import Calls, Told, forget, remember
-from ._tree import STATELESS, Layer, Parameter, State, state_of, unique, with_state
+from ._tree import STATELESS, Layer, State, state_of, unique, with_state
 from ._undisturbed import undisturbed
 from ._verify import Kept, Proof, broken, copies, fingerprint, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
@@ -299,8 +299,8 @@ def bring_about(
         undo = applied.undo
         if backend.in_place:
             undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
-        values = {} if backend.in_place else {one.path: one.array for one in request.tree.arrays()}
-        freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped, values=values)
+        given = None if backend.in_place else request.tree
+        freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped, given=given)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}
         safely.pop_all()
     if any(blank.values()):
@@ -372,24 +372,25 @@ def describe(
     undo: Callable[[], None] = nothing,
     tools: object = None,
     skipped: Mapping[str, str] = MappingProxyType({}),
-    values: Mapping[str, object] = MappingProxyType({}),
+    given: Layer | None = None,
 ) -> Freezing:
     """Reads off a tree what a Freezing tells.
 
-    ``state`` is what holds now, where it is not what the tree shows; ``values`` are the arrays of a model for which the tree has shapes, by path.
+    ``state`` is what holds now, where it is not what the tree shows; ``given`` is the tree with the arrays of a model for which ``tree`` has shapes.
     """
     nodes = list(tree.walk())
     state = state_of(nodes) if state is None else state
     every = [p for layer in nodes for p in layer.parameters]
-    parameters = list(unique(iter(every)))
-    frozen = [p for p in parameters if p.path in state.frozen]
+    parameters = unique(every)
+    paths = [p.path for p in parameters]
+    trainable = tuple([path for path in paths if path not in state.frozen])
     changed = before.differing(state)
     return Freezing(
         model=model,
-        frozen=tuple([p.path for p in frozen]),
-        trainable=tuple([p.path for p in parameters if p.path not in state.frozen]),
-        held=tuple([layer.path for layer in nodes if layer.path in state.inference]),
-        changed=tuple([p.path for p in parameters if p.path in changed]),
+        frozen=tuple([path for path in paths if path in state.frozen]),
+        trainable=trainable,
+        held=tuple([layer.path for layer in nodes if layer.path in state.inference]) if state.inference else (),
+        changed=tuple([path for path in paths if path in changed]) if changed else (),
         layers=tuple(picked),
         skipped=MappingProxyType(dict(skipped)),
         _backend=backend,
@@ -398,10 +399,10 @@ def describe(
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_prints(backend, parameters, nodes, state, values),
-        _ids={p.path: id(p.array) for p in frozen} if backend.in_place else {},
+        _fingerprints=_prints(backend, nodes if given is None else list(given.walk()), state, paths),
+        _ids={p.path: id(p.array) for p in parameters if p.path in state.frozen} if backend.in_place else {},
         _layers=frozenset([layer.path for layer in nodes]),
-        _trained=frozenset([p.path for p in every if p.path not in state.frozen]),
+        _trained=frozenset(trainable if len(every) == len(paths) else [p.path for p in every if p.path not in state.frozen]),
     )
 
 
@@ -431,23 +432,26 @@ def _above(paths: Iterable[str]) -> set[str]:
 def prints_of(backend: Backend, tree: Layer) -> dict[str, Hashable]:
     """Fingerprints of all that a tree shows to be promised."""
     nodes = list(tree.walk())
-    return _prints(backend, list(unique(p for layer in nodes for p in layer.parameters)), nodes, state_of(nodes))
+    return _prints(backend, nodes, state_of(nodes), [p.path for p in unique(p for layer in nodes for p in layer.parameters)])
 
 
-def _prints(
-    backend: Backend, parameters: list[Parameter], nodes: list[Layer], state: State, values: Mapping[str, object] = MappingProxyType({})
-) -> dict[str, Hashable]:
-    """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones)."""
+def _prints(backend: Backend, nodes: list[Layer], state: State, paths: list[str]) -> dict[str, Hashable]:
+    """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones).
 
-    def array(p: Parameter) -> object:
-        return values.get(p.path, p.array)
-
-    whole = {p.path: array(p) if values else p.array for p in parameters if p.path in state.frozen}
+    Args:
+        backend: Who takes them.
+        nodes: The layers, with the arrays.
+        state: What is promised.
+        paths: Of each parameter its first path.
+    """
+    promised = state.frozen | state.rows.keys() if state.rows else state.frozen
+    arrays = {p.path: p.array for layer in nodes for p in layer.parameters if p.path in promised} if promised else {}
+    whole = {path: arrays[path] for path in paths if path in state.frozen}
     if state.inference:
-        whole |= {b.path: array(b) for b in still(nodes, state.inference)}
+        whole |= {b.path: b.array for b in still(nodes, state.inference)}
     prints = dict(zip(whole, backend.fingerprints([*whole.values()]), strict=True))
     if state.rows:
-        prints |= {p.path: fingerprint(backend, array(p), state.rows[p.path]) for p in parameters if p.path in state.rows}
+        prints |= {path: fingerprint(backend, arrays[path], state.rows[path]) for path in paths if path in state.rows}
     return prints
 
 

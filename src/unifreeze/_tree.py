@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
@@ -124,6 +124,34 @@ class Layer:
         """Whether the layer itself owns a parameter or a buffer. A random-number state alone does not count, nor does what is not saved with the model."""
         return bool(self.parameters) or any(buffer.role not in UNSAVED for buffer in self.buffers)
 
+    def with_parts(
+        self,
+        parameters: tuple[Parameter, ...],
+        buffers: tuple[Parameter, ...],
+        children: tuple[Layer, ...],
+        inference: Inference | None,
+        native: object,
+    ) -> Layer:
+        """Returns the layer with other parts; itself if they are the same. ``dataclasses.replace`` would take five times as long."""
+        same = parameters == self.parameters and buffers == self.buffers and children == self.children
+        if same and inference == self.inference and native is self.native:
+            return self
+        return Layer(
+            self.path,
+            self.kind,
+            self.type,
+            parameters,
+            buffers,
+            children,
+            inference,
+            self.output_shape,
+            native,
+            self.lost_order,
+            self.hidden_state,
+            self.stack,
+            self.auto_named,
+        )
+
     def walk(self) -> Iterator[Layer]:
         """Yields this layer and everything below it, parents first, in the model's order."""
         pending = [self]
@@ -162,10 +190,11 @@ class State:
 
 def state_of(layers: list[Layer]) -> State:
     """Reads the state that the layers of a tree show."""
+    parameters = [p for layer in layers for p in layer.parameters]
     return State(
-        frozenset(p.path for layer in layers for p in layer.parameters if p.status == "frozen"),
+        frozenset([p.path for p in parameters if p.status == "frozen"]),
         {layer.path: layer.inference for layer in layers if layer.inference is not None},
-        {p.path: p.rows for layer in layers for p in layer.parameters if p.rows is not None},
+        {p.path: p.rows for p in parameters if p.rows is not None},
     )
 
 
@@ -177,30 +206,30 @@ def with_state(tree: Layer, state: State, copies: Mapping[int, object] | None = 
         state: The state.
         copies: To return the tree of an abstract copy of the model: what stands there for each array and each of the framework's own layers, by identity.
     """
-    frozen, rows = state.frozen, state.rows
+    frozen, rows, inference = state.frozen, state.rows, state.inference
+    anew = {} if copies is None else copies
 
     def under(one: Parameter) -> Parameter:
-        path, status = one.path, one.status
-        if not one.untrainable and status != "buffer":
+        path, status, some = one.path, one.status, rows.get(one.path) if rows else None
+        if status != "buffer" and not one.untrainable:
             status = "frozen" if path in frozen else "trainable"
-        array = one.array if copies is None else copies.get(id(one.array), one.array)
-        if status == one.status and array is one.array and rows.get(path) == one.rows:
+        array = anew.get(id(one.array), one.array)
+        if status == one.status and array is one.array and some == one.rows:
             return one
-        return Parameter(path, one.shape, one.dtype, one.nbytes, status, one.role, array, one.untrainable, rows.get(path))
+        return Parameter(path, one.shape, one.dtype, one.nbytes, status, one.role, array, one.untrainable, some)
 
-    done: dict[str, Layer] = {}
+    done: list[Layer] = []  # the children of the next layer are its last ones, in reverse
     for layer in reversed(list(tree.walk())):
-        parameters = tuple([under(one) for one in layer.parameters])
-        children = tuple([done[child.path] for child in layer.children])
-        inference = state.inference.get(layer.path)
-        if copies is not None:
-            buffers = tuple([under(one) for one in layer.buffers])
-            made = replace(layer, parameters=parameters, buffers=buffers, children=children, inference=inference, native=copies.get(id(layer.native)))
-        else:
-            same = parameters == layer.parameters and children == layer.children and inference == layer.inference
-            made = layer if same else replace(layer, parameters=parameters, children=children, inference=inference)
-        done[layer.path] = made
-    return done[tree.path]
+        parameters = tuple([under(one) for one in layer.parameters]) if layer.parameters else ()
+        buffers = tuple([under(one) for one in layer.buffers]) if layer.buffers and anew else layer.buffers
+        children: tuple[Layer, ...] = ()
+        if layer.children:
+            first = len(done) - len(layer.children)
+            children = tuple(reversed(done[first:]))
+            del done[first:]
+        native = layer.native if copies is None else copies.get(id(layer.native))
+        done.append(layer.with_parts(parameters, buffers, children, inference.get(layer.path), native))
+    return done[0]
 
 
 def natural(name: str) -> tuple[object, ...]:
@@ -212,14 +241,11 @@ def natural(name: str) -> tuple[object, ...]:
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part)
 
 
-def unique(parameters: Iterator[Parameter]) -> Iterator[Parameter]:
-    """Yields each array once, at the first path that reaches it."""
-    known: set[int] = set()
-    for parameter in parameters:
-        key = id(parameter.array)
-        if key not in known:
-            known.add(key)
-            yield parameter
+def unique(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Returns each array once, at the first path that reaches it."""
+    every = list(parameters)
+    first = {id(parameter.array): parameter for parameter in reversed(every)}
+    return every if len(first) == len(every) else [parameter for parameter in every if first[id(parameter.array)] is parameter]
 
 
 def wholes(tree: Layer) -> dict[str, bool]:

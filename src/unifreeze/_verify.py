@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -68,8 +68,8 @@ class Kept:
         return Proof(label, tuple(self.known), sum(sizes[path] for path in self.known), bool(self.copies))
 
 
-def still(layers: list[Layer], inference: Mapping[str, Inference]) -> Iterator[Parameter]:
-    """Yields the buffers that are promised to stay still, of layers that are held."""
+def still(layers: list[Layer], inference: Mapping[str, Inference]) -> list[Parameter]:
+    """Returns the buffers that are promised to stay still, of layers that are held."""
     held = (b for layer in layers if layer.path in inference for b in layer.buffers if b.role not in STATELESS or inference[layer.path] == "all")
     return unique(held)
 

@@ -137,14 +137,16 @@ class Wish:
 
 def _shared(nodes: list[Layer]) -> list[dict[str, Part]]:
     """For each parameter that several paths reach: what of it is frozen now, by path."""
+    every = [parameter for layer in nodes for parameter in layer.parameters]
+    if len({id(parameter.array) for parameter in every}) == len(every):
+        return []
     first: dict[int, Parameter] = {}
     groups: dict[int, dict[str, Part]] = {}
-    for layer in nodes:
-        for parameter in layer.parameters:
-            found = first.setdefault(id(parameter.array), parameter)
-            if found is not parameter:
-                group = groups.setdefault(id(parameter.array), {found.path: _part_now(found)})
-                group[parameter.path] = _part_now(parameter)
+    for parameter in every:
+        found = first.setdefault(id(parameter.array), parameter)
+        if found is not parameter:
+            group = groups.setdefault(id(parameter.array), {found.path: _part_now(found)})
+            group[parameter.path] = _part_now(parameter)
     return list(groups.values())
 
 

@@ -45,7 +45,7 @@ def _tied(nodes: list[Layer]) -> Iterator[Finding]:
 
 def of_optimizers(backend: Backend, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterator[Finding]:
     """What the optimizers hold, against what is frozen and what trains."""
-    parameters = list(unique(parameter for layer in tree.walk() for parameter in layer.parameters))
+    parameters = unique(parameter for layer in tree.walk() for parameter in layer.parameters)
     asked = [dict(backend.clues(model, tree, optimizer, living=False)) for optimizer in optimizers or (None,)]
     frozen = [(p.path, clues[p.path]) for clues in asked for p in parameters if p.status == "frozen" and p.rows is None and p.path in clues]
     given = bool(optimizers)

@@ -167,7 +167,7 @@ class Board:
     def arrays(self, keys: Iterable[Key]) -> list[Parameter]:
         """The model's arrays behind these flags as they are now, each once."""
         known = {p.path: p for p in self._tree().arrays()}
-        return list(unique(known[path] for key in keys for path in self.wires.arrays.get(key, ())))
+        return unique(known[path] for key in keys for path in self.wires.arrays.get(key, ()))
 
     def freezing(self) -> Freezing:
         """What is frozen now, with what this framework's training code needs."""

@@ -160,7 +160,7 @@ class _Carrier:
         covered = {weight.path for a, _ in pairs for weight in self.units[0][a].weights.values()}
         used = {weight.path for unit in self.units[0] for weight in unit.weights.values()}
         arrays = {id(self.ours[path].array) for path in used if path in self.ours}
-        frozen = list(unique(p for path, p in self.ours.items() if path in self.wanted.frozen and not p.untrainable))
+        frozen = unique(p for path, p in self.ours.items() if path in self.wanted.frozen and not p.untrainable)
         self.unused = [p.path for p in frozen if id(p.array) not in arrays]
         known = {id(self.ours[path].array) for path in covered if path in self.ours}
         return [p for p in frozen if id(p.array) in arrays - known]

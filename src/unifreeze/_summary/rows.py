@@ -108,41 +108,56 @@ class Count:
         self.arrays: list[Array] = []
         self._tally: dict[tuple[Status, str], list[int]] = {}
         nodes = list(_placed(tree))
-        sums = [self._own(layer) for layer, _, _ in nodes]
+        self._flags: list[int] = []
+        rows = [self._own(layer, depth) for layer, depth, _ in nodes]
         for place in range(len(nodes) - 1, 0, -1):
-            sums[nodes[place][2]].add(sums[place])
-        self.rows = tuple([_row(layer, depth, counts) for (layer, depth, _), counts in zip(nodes, sums, strict=True)])
+            self._add(rows, place, nodes[place][2])
+        for row, (layer, _, _), flags in zip(rows, nodes, self._flags, strict=True):
+            row.status = _STATUSES[flags] if flags or layer.inference is None else _held(row)
+        self.rows = tuple(rows)
         for (kept, dtype), (size, nbytes) in self._tally.items():
             self.totals.add(kept, size, nbytes, dtype)
 
-    def _own(self, layer: Layer) -> _Sums:
-        """What the layer itself adds."""
-        counts = _Sums()
+    def _own(self, layer: Layer, depth: int) -> Row:
+        """What the layer itself adds; what is in it follows."""
         path, owner, tally = layer.path, self.owner, self._tally
+        parameters = buffers = nbytes = flags = frozen_rows = 0
+        again = ""
         arrays = layer.parameters + layer.buffers if layer.buffers else layer.parameters
         self.arrays.extend(map(_remembered, arrays))
-        for parameter in arrays:
-            status, rows, key = parameter.status, parameter.rows, id(parameter.array)
-            counts.statuses |= _FLAGS[status] if rows is None else _PARTIAL
-            counts.frozen_rows += 0 if rows is None else len(rows)
+        for one in arrays:
+            status, rows, key = one.status, one.rows, id(one.array)
+            flags |= _FLAGS[status] if rows is None else _PARTIAL
+            frozen_rows += 0 if rows is None else len(rows)
             if key in owner:  # also by a second name in the same layer
-                counts.again = counts.again if owner[key] == path else owner[key] or "the root"
+                again = again if owner[key] == path else owner[key] or "the root"
                 continue
             owner[key] = path
-            size, nbytes = prod(parameter.shape), parameter.nbytes
+            size = prod(one.shape)
             if rows is not None:
-                self._count_rows(parameter, rows)
-            elif found := tally.get((status, parameter.dtype)):
+                self._count_rows(one, rows)
+            elif found := tally.get((status, one.dtype)):
                 found[0] += size
-                found[1] += nbytes
+                found[1] += one.nbytes
             else:
-                tally[status, parameter.dtype] = [size, nbytes]
-            counts.nbytes += nbytes
+                tally[status, one.dtype] = [size, one.nbytes]
+            nbytes += one.nbytes
             if status == "buffer":
-                counts.buffers += size
+                buffers += size
             else:
-                counts.parameters += size
-        return counts
+                parameters += size
+        self._flags.append(flags)
+        drifts = bool(layer.buffers) and _drifts(layer)
+        in_it = parameters, buffers, nbytes
+        return Row(path, depth, layer.type, layer.kind, layer.output_shape, *in_it, "", again, layer.inference, drifts, frozen_rows)
+
+    def _add(self, rows: list[Row], place: int, above: int) -> None:
+        """Adds what is in a layer to the one that it is in."""
+        row, outer = rows[place], rows[above]
+        outer.parameters += row.parameters
+        outer.buffers += row.buffers
+        outer.nbytes += row.nbytes
+        self._flags[above] |= self._flags[place]
 
     def _count_rows(self, parameter: Parameter, kept: Rows) -> None:
         """Counts frozen rows as frozen."""
@@ -160,30 +175,9 @@ _PARTIAL = 3
 _STATUSES: tuple[LayerStatus, ...] = ("", "trainable", "frozen", "partial")
 
 
-@dataclass(slots=True)
-class _Sums:
-    """What is in a layer; ``again`` and ``frozen_rows`` are of the layer itself: who else reaches its arrays, and how many of their rows are frozen."""
-
-    parameters: int = 0
-    buffers: int = 0
-    nbytes: int = 0
-    statuses: int = 0
-    again: str = ""
-    frozen_rows: int = 0
-
-    def add(self, other: _Sums) -> None:
-        self.parameters += other.parameters
-        self.buffers += other.buffers
-        self.nbytes += other.nbytes
-        self.statuses |= other.statuses
-
-
-def _row(layer: Layer, depth: int, counts: _Sums) -> Row:
-    held = layer.inference is not None and not counts.statuses and (counts.buffers > 0 or layer.kind == "dropout")
-    status = "held" if held else _STATUSES[counts.statuses]
-    in_it = counts.parameters, counts.buffers, counts.nbytes
-    drifts = bool(layer.buffers) and _drifts(layer)
-    return Row(layer.path, depth, layer.type, layer.kind, layer.output_shape, *in_it, status, counts.again, layer.inference, drifts, counts.frozen_rows)
+def _held(row: Row) -> LayerStatus:
+    """The status of a layer without parameters that is held."""
+    return "held" if row.buffers or row.kind == "dropout" else ""
 
 
 def _placed(tree: Layer) -> Iterator[tuple[Layer, int, int]]:

@@ -94,7 +94,7 @@ class Module(Computation):
                 new[f"{path}.batch_counter"] = max(int(counter), _long(norm))
         new |= {f"{path}.ema_first_time": False for path, _ in _norms(tree_of, "ema") if f"{path}.mean" in new}
         given = {id(known[path]): like(known[path], value) for path, value in new.items()}
-        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf), {})
+        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
         return self.model
 
 

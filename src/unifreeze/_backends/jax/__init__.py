@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import lru_cache
-from math import prod
 from typing import Any, NoReturn
 
 import jax
 
-from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Parameter, Request, Rows, Slots, Status, Traced, hookimpl, named, role, with_state
+from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Rows, Slots, Traced, hookimpl, named, with_state
 from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
 from .clues import clues, values
 from .fingerprint import fingerprint
-from .kinds import is_parameter, kind_of, state_role, type_of
-from .nodes import Node, read
+from .layers import layer_of
+from .nodes import Shape, read
 from .plan import Plan, plan_of
 from .refusals import makes_parameters, refuse_rows, refuse_training_state, refuse_what_makes_parameters
 from .said import trainable
 from .shapes import linen_shapes
 from .slots import SLOTS
-from .stacks import stacks
-from .tree import collections_of, copied, dtype_name, entries, is_array, is_inexact
+from .tree import Copies, collections_of, entries, is_array
 
 __all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
 
@@ -49,16 +46,17 @@ class JaxBackend(Backend):
         """
         refuse_what_makes_parameters(model)
         refuse_training_state(model)
-        return _layer(read(model), "", bare=not collections_of(model))
+        return layer_of(read(model), bare=not collections_of(model))
 
     def apply(self, model: Any, request: Request) -> Applied:
         """Returns the plan; the tree itself is left alone."""
-        shapes, copies = _abstract(model)
-        return Applied(shapes, tools=plan_of(model, request), tree=with_state(request.tree, request.state, copies))
+        copies = abstracts()
+        shapes = copies.of(model)
+        return Applied(shapes, tools=plan_of(model, request), tree=with_state(request.tree, request.state, copies.made))
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the bytes that this process holds."""
-        return fingerprint(array)
+        return None if type(array) is jax.ShapeDtypeStruct else fingerprint(array)
 
     def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
         """Refuses rows, with the way to have them."""
@@ -114,72 +112,18 @@ def adopt(freezing: type) -> None:
         _adopted.add(freezing)
 
 
-def _layer(root: Node, path: str, *, bare: bool) -> Layer:
-    """Turns nodes into layers, from the leaves up."""
-    order: list[tuple[str, Node]] = [(path, root)]
-    for above, node in order:
-        if node.children:
-            order.extend([(f"{above}.{name}" if above else name, child) for name, child in node.children.items()])
-    stacked = stacks(order)
-    done: dict[int, Layer] = {}
-    shapes: set[int] = set()
-    for above, node in reversed(order):
-        kind = kind_of(node)
-        arrays = []
-        for name, array, ours in node.arrays:
-            if type(array) is jax.ShapeDtypeStruct:
-                array = Shape(array.shape, array.dtype) if id(array) in shapes else array  # noqa: PLW2901 - a user's own shape in a second place
-                shapes.add(id(array))
-            arrays.append(_parameter(name, array, kind, ours=ours))
-        done[id(node)] = Layer(
-            above,
-            kind,
-            type_of(node, kind),
-            parameters=tuple([array for array in arrays if array.status != "buffer"]),
-            buffers=tuple([array for array in arrays if array.status == "buffer"]),
-            children=tuple([done[id(child)] for child in node.children.values()]),
-            native=node.native,
-            lost_order=node.lost_order,
-            hidden_state=bare and kind not in {"dense", "conv", "embedding"},
-            stack=stacked.get(id(node), 0),
-        )
-    return done[id(root)]
-
-
-def _parameter(path: str, array: Any, kind: str, *, ours: bool) -> Parameter:
-    dtype, nbytes, status, its_role, untrainable = _traits(path.rpartition(".")[2], array.shape, array.dtype, kind, ours=ours)
-    return Parameter(path, array.shape, dtype, nbytes, status, its_role, array, untrainable)
-
-
-@lru_cache(maxsize=1 << 12)
-def _traits(name: str, shape: tuple[int, ...], dtype: Any, kind: str, *, ours: bool) -> tuple[str, int, Status, str, str]:
-    """What is the same for all arrays of the same name, shape and type in layers of a kind; a large model has few of these."""
-    size = prod(shape) * dtype.itemsize
-    if not is_parameter(name, dtype, kind, ours=ours):
-        return dtype_name(dtype), size, "buffer", state_role(name, dtype), ""
-    untrainable = "" if is_inexact(dtype) else f"{dtype} has no gradient"
-    return dtype_name(dtype), size, "frozen" if untrainable else "trainable", role(kind, name), untrainable
-
-
-class Shape(jax.ShapeDtypeStruct):
-    """The shape of one array: where the same object stands twice, it is the array that is shared. A user's own shape may stand for any number of arrays."""
-
-    __slots__ = ()
-
-
 def abstract(tree: Any) -> Any:
     """Returns a copy of a tree with shapes and dtypes in place of arrays. Keys keep their order, and what was one array stays one."""
-    return _abstract(tree)[0]
+    return abstracts().of(tree)
 
 
-def _abstract(tree: Any) -> tuple[Any, dict[int, Any]]:
-    """The copy, and what stands in it for each array and container, by identity."""
-    made: dict[int, tuple[Any, Any]] = {}
+def abstracts() -> Copies:
+    """Copies of trees with shapes in place of arrays."""
 
     def shape(leaf: Any) -> Any:
         return leaf if type(leaf) is jax.ShapeDtypeStruct or not is_array(leaf) else Shape(leaf.shape, leaf.dtype)
 
-    return copied(tree, shape, made), {key: copy for key, (_, copy) in made.items()}
+    return Copies(shape, kept={jax.ShapeDtypeStruct})
 
 
 def _foreign(model: object) -> bool:
@@ -190,9 +134,15 @@ def _foreign(model: object) -> bool:
 
 def is_tree_of_arrays(model: object) -> bool:
     """Whether this is a container, registered with JAX, that holds at least one array."""
-    if is_array(model) or _foreign(model) or not entries(model):
+    if is_array(model) or _foreign(model):
         return False
-    return any(is_array(leaf) for leaf in jax.tree_util.tree_leaves(model))
+    pending = [model]
+    while pending:  # until the first array, which in most trees is at the very front
+        node = pending.pop()
+        if is_array(node):
+            return True
+        pending.extend(reversed(node.values() if type(node) is dict else [child for _, child in entries(node) or ()]))
+    return False
 
 
 BACKEND = JaxBackend()

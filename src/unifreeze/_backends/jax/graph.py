@@ -151,7 +151,7 @@ class Tree(Computation):
         """A tree with other arrays at these paths."""
         known = {array.path: array.array for array in self.layers(self.model).arrays()}
         given = {id(known[path]): like(known[path], value) for path, value in new.items()}
-        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf), {})
+        self.model = copied(self.model, lambda leaf: given.get(id(leaf), leaf))
         return self.model
 
 

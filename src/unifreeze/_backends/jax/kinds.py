@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import NoneType
 from typing import Any
 
 from unifreeze.plugin import role
 
-from .nodes import Node, stem
-from .tree import dtype_name, is_frozen_dict, is_inexact, is_key
+from .tree import dtype_name, is_frozen_dict_class, is_inexact, is_key
 
 # Names that linen and haiku give by themselves, in lower case and without underscores.
 _STEMS = {
@@ -32,48 +33,62 @@ _NORM_LEAVES = {"scale", "offset", "bias", "gamma", "beta"}
 _ROLES = {"kernel", "bias", "scale", "embedding", "recurrent_kernel"}
 
 
-def kind_of(node: Node) -> str:
-    """The kind of a layer, one of the words of ``KINDS``."""
-    named = _STEMS.get(stem(node.name)[0].lower().replace("_", ""), "")
+#: What tells of an array in its layer: its own name, its shape, its type, and whether it stands among the parameters.
+Seen = tuple[str, tuple[int, ...], Any, bool]
+
+
+def kind_of(base: str, arrays: Iterable[Seen]) -> str:
+    """The kind of a layer, one of the words of ``KINDS``.
+
+    Args:
+        base: The layer's name without its number.
+        arrays: The arrays that it owns itself.
+    """
+    named = _STEMS.get(base.lower().replace("_", ""), "")
     if named in _WHOLE:
         return named
-    own = {path.rpartition(".")[2]: array for path, array, ours in node.arrays if ours}
-    state = {state_role(path.rpartition(".")[2], array.dtype) for path, array, ours in node.arrays if not ours}
+    own = {name: shape for name, shape, _, ours in arrays if ours}
+    state = {state_role(name, dtype) for name, _, dtype, ours in arrays if not ours}
     return _of_arrays(named, own, state) if own or state else "container"
 
 
-def _of_arrays(named: str, own: dict[str, Any], state: set[str]) -> str:
+def _of_arrays(named: str, own: dict[str, tuple[int, ...]], state: set[str]) -> str:
     weight = own.get("kernel", own.get("w"))
     if {"mean", "variance"} <= state:
         return "batch_norm"
     if {"embedding", "embeddings"} & own.keys():
         return "embedding"
     if weight is not None:
-        return _of_weight(named, weight, own.get("bias", own.get("b")))
+        return _of_weight(named, weight, own.get("bias", own.get("b", ())))
     if named in _NORMS or named == "activation":
         return named
     scales = own.keys() & {"scale", "gamma"} and own.keys() <= _NORM_LEAVES
     return "other" if not scales else "layer_norm" if len(own) > 1 else "rms_norm"
 
 
-def _of_weight(named: str, weight: Any, bias: Any) -> str:
+def _of_weight(named: str, weight: tuple[int, ...], bias: tuple[int, ...]) -> str:
     """A kernel's axes tell; those that it shares with a bias of several axes (heads, a scanned stack) do not count."""
-    axes = len(weight.shape) - (len(bias.shape) - 1 if bias is not None and len(bias.shape) else 0)
+    axes = len(weight) - (len(bias) - 1 if bias else 0)
     if named in {"dense", "embedding"} or (named in _CONVS and axes > 2):
         return named
     return "dense" if axes == 2 else "conv" if axes > 2 else "other"
 
 
-def type_of(node: Node, kind: str) -> str:
-    """The class name: of a container that is more than a dict or list, or as the layer's name shows it (``Dense_0``), or else the kind written like one."""
-    name, number = stem(node.name)
-    plain = node.native is None or isinstance(node.native, dict | list) or type(node.native) is tuple or is_frozen_dict(node.native)
-    if not plain:
-        return type(node.native).__name__
-    if number >= 0 and name[:1].isupper():
-        return name
+def type_of(base: str, kind: str, native: type, *, numbered: bool) -> str:
+    """The class name: of a container that is more than a dict or list, or as the layer's name shows it (``Dense_0``), or else the kind written like one.
+
+    Args:
+        base: The layer's name without its number.
+        kind: Its kind.
+        native: The class of the container.
+        numbered: Whether the name has a number.
+    """
+    if not (native is tuple or issubclass(native, NoneType | dict | list) or is_frozen_dict_class(native)):
+        return native.__name__
+    if numbered and base[:1].isupper():
+        return base
     if kind in {"container", "other"}:
-        return "dict" if node.native is None else type(node.native).__name__
+        return "dict" if native is NoneType else native.__name__
     return "".join(word.capitalize() for word in kind.split("_"))
 
 

@@ -40,8 +40,15 @@ class Plan:
         self._content = (names, statuses, held, layers, treedef)
         self._hash = hash((names, statuses, held, layers))
         self._treedef, self._held, self._layers = treedef, dict(held), dict(layers)
-        self._status = dict(zip(names, statuses, strict=True))
-        self._trainable = frozenset(name for name, status in self._status.items() if status == "trainable")
+
+    @functools.cached_property
+    def _status(self) -> dict[str, str]:
+        names, statuses, *_ = self._content
+        return dict(zip(names, statuses, strict=True))
+
+    @functools.cached_property
+    def _trainable(self) -> frozenset[str]:
+        return frozenset([name for name, status in self._status.items() if status == "trainable"])
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(self) is type(other) and isinstance(other, Plan) and self._hash == other._hash and self._content == other._content)
@@ -250,7 +257,7 @@ class Plan:
     def _laid_out(self, tree: Any, what: str, needed: Collection[str] | None = None) -> Flat:
         """Lays a tree out, and raises if it is not the one that was frozen."""
         laid = flat(tree)
-        there = laid.names if not any(map(absent, laid.leaves)) else laid.by_name.keys()
+        there = laid.names if laid.whole else laid.by_name.keys()
         self._check(there, what, self._parameters() if needed is None else needed)
         return laid
 
@@ -286,12 +293,14 @@ def plan_of(model: Any, request: Request, kind: type[Plan] = Plan) -> Plan:
         request: What shall be frozen. The paths of its parameters are the dotted names of ``tree.flat(model)``.
         kind: The class of the plan.
     """
-    laid, frozen = flat(model), request.state.frozen
-    parameters = [parameter for layer in request.tree.walk() for parameter in layer.parameters]
-    known = {one.path: "frozen" if one.untrainable or one.path in frozen else "trainable" for one in parameters}
-    statuses = tuple("none" if absent(leaf) else known.get(name, "buffer") for name, leaf in zip(laid.names, laid.leaves, strict=True))
+    laid, frozen, nodes = flat(model), request.state.frozen, list(request.tree.walk())
+    known = {one.path: "frozen" if one.untrainable or one.path in frozen else "trainable" for layer in nodes for one in layer.parameters}
+    statuses = tuple([known.get(name, "buffer") for name in laid.names])
+    if not laid.whole:
+        statuses = tuple(["none" if absent(leaf) else status for leaf, status in zip(laid.leaves, statuses, strict=True)])
     held = tuple(sorted(request.state.inference.items()))
-    layers = tuple(sorted((layer.path, layer.kind) for layer in request.tree.walk()))  # a mapped tree has another order, and the same plan
+    # Kinds matter to what is held alone. They are sorted, since a mapped tree has another order, and the same plan.
+    layers = tuple(sorted([(layer.path, layer.kind) for layer in nodes])) if held else ()
     plan = kind(laid.names, statuses, laid.treedef, held, layers)
     try:
         return _plans.setdefault((kind, plan._content), plan)

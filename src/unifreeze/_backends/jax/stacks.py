@@ -7,12 +7,13 @@ layers are counted, and whatever it is, its parts can be picked by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unifreeze.plugin import Layer, Parameter
 
-from .nodes import Node
+from .kinds import Seen
+from .nodes import Node, stem
 
 _VECTORS = {"bias", "b", "scale", "offset", "gamma", "beta"}
 _KERNELS = ("kernel", "w", "weight")
@@ -65,25 +66,23 @@ def told(axes: Mapping[str, int], parameters: Sequence[Parameter], children: Seq
     return min(lengths[0]) if lengths else 0
 
 
-def stacks(order: list[tuple[str, Node]]) -> dict[int, int]:
+def stacks(nodes: list[Node]) -> dict[int, int]:
     """For every node that lies in a stack: how many layers the stack holds, by the node's identity.
 
     Args:
-        order: All nodes of a tree with their paths, parents first.
+        nodes: All nodes of a tree, parents first.
     """
-    if not any(map(_hints_at_a_stack, (node for _, node in order))):
-        return {}
     common: dict[int, Common] = {}
-    for _, node in reversed(order):
+    for node in reversed(nodes):
         sums = common[id(node)] = Common()
-        own = {path.rpartition(".")[2]: array.shape for path, array, ours in node.arrays if ours}
+        own = {name: leaf.shape for name, leaf, ours in zip(node.names, node.leaves, node.ours, strict=True) if ours}
         kernel = next((own[name] for name in _KERNELS if name in own), ())
         for name, shape in own.items():
             sums.add(_of(shape, _axes_of_vector(shape, kernel) if name in _VECTORS else 0))
         for child in node.children.values():
             sums.add(common[id(child)])
     found: dict[int, int] = {}
-    for _, node in order:
+    for node in nodes:
         length = found.get(id(node)) or _length(node, common[id(node)])
         if length:
             found[id(node)] = length
@@ -91,16 +90,22 @@ def stacks(order: list[tuple[str, Node]]) -> dict[int, int]:
     return found
 
 
-def _hints_at_a_stack(node: Node) -> bool:
-    """Whether a node itself could tell; most trees have no such node."""
-    if _is_name_of_stacks(node.name):
+def hints_at_a_stack(base: str, arrays: Iterable[Seen], *, numbered: bool) -> bool:
+    """Whether a layer itself could tell of a stack; most trees have no such layer, and no stack.
+
+    Args:
+        base: Its name without its number.
+        arrays: The arrays that it owns itself.
+        numbered: Whether its name has a number.
+    """
+    if _is_name_of_stacks(base, numbered=numbered):
         return True
-    return any(len(array.shape) > 1 and path.rpartition(".")[2] in _VECTORS for path, array, ours in node.arrays if ours)
+    return any(ours and len(shape) > 1 and name in _VECTORS for name, shape, _, ours in arrays)
 
 
-def _is_name_of_stacks(name: str) -> bool:
-    plain = name.lower()
-    return plain in _STACKED_NAMES or "scan" in plain or "stack" in plain
+def _is_name_of_stacks(base: str, *, numbered: bool) -> bool:
+    plain = base.lower()
+    return (plain in _STACKED_NAMES and not numbered) or "scan" in plain or "stack" in plain
 
 
 def _of(shape: tuple[int, ...], vector: int) -> Common:
@@ -125,5 +130,7 @@ def _length(node: Node, common: Common) -> int:
     if common.count < 2 or common.rank < 2 or not any(length > 1 for length in common.lengths):
         return 0
     by_vectors = common.vector > 1 and common.rank > common.vector
-    by_name = _is_name_of_stacks(node.name) and common.rank > 2 and common.vector != 1 and not any(name[-1:].isdigit() for name in node.children)
+    base, number = stem(node.name)
+    named = _is_name_of_stacks(base, numbered=number >= 0) and not any(name[-1:].isdigit() for name in node.children)
+    by_name = named and common.rank > 2 and common.vector != 1
     return next((length for length in common.lengths if length > 1), 0) if by_vectors or by_name else 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -47,8 +48,13 @@ def is_key(dtype: Any) -> bool:
 
 def is_frozen_dict(node: object) -> bool:
     """Whether this is flax's FrozenDict."""
+    return is_frozen_dict_class(type(node))
+
+
+def is_frozen_dict_class(kind: type) -> bool:
+    """Whether this is the class of flax's FrozenDict."""
     module = sys.modules.get("flax.core")
-    return module is not None and isinstance(node, module.FrozenDict)
+    return module is not None and issubclass(kind, module.FrozenDict)
 
 
 def absent(node: object) -> bool:
@@ -75,31 +81,49 @@ def entries(node: Any) -> list[tuple[Any, Any]] | None:
     return None if any(not keys for keys, _ in below) else [(keys[0], child) for keys, child in below]
 
 
-def copied(node: Any, leaf_of: Callable[[Any], Any], made: dict[int, tuple[Any, Any]]) -> Any:
-    """Maps over the leaves of a tree and, unlike JAX, keeps the order of every dict, and leaves one what is one.
+def copied(tree: Any, leaf_of: Callable[[Any], Any]) -> Any:
+    """Maps over the leaves of a tree and, unlike JAX, keeps the order of every dict, and leaves one what is one."""
+    return Copies(leaf_of).of(tree)
+
+
+class Copies:
+    """Copies of trees in which leaves are replaced.
 
     Args:
-        node: The tree.
         leaf_of: What comes in the place of a leaf.
-        made: Is filled with every node and its copy, by the node's identity.
+        kept: Classes of leaves that stay; they are not noted.
+
+    Attributes:
+        made: The copy of every node, by the node's identity.
     """
-    found = made.get(id(node))
-    if found is None:
-        found = made[id(node)] = node, _copied(node, leaf_of, made)  # the node itself, lest another gets its identity
-    return found[1]
 
+    def __init__(self, leaf_of: Callable[[Any], Any], kept: Collection[type] = ()) -> None:
+        self.made: dict[int, Any] = {}
+        self._leaf_of, self._kept = leaf_of, kept
+        self._alive: list[Any] = []
 
-def _copied(node: Any, leaf_of: Callable[[Any], Any], made: dict[int, tuple[Any, Any]]) -> Any:
-    if type(node) in {dict, OrderedDict} or is_frozen_dict(node):
-        return type(node)({key: copied(child, leaf_of, made) for key, child in node.items()})
-    if type(node) is defaultdict:
-        return defaultdict(node.default_factory, {key: copied(child, leaf_of, made) for key, child in node.items()})
-    if type(node) in {list, tuple}:
-        return type(node)(copied(child, leaf_of, made) for child in node)
-    below = entries(node)
-    if below is None:
-        return leaf_of(node)
-    return jax.tree_util.tree_structure(node, is_leaf=lambda x: x is not node).unflatten([copied(child, leaf_of, made) for _, child in below])
+    def of(self, node: Any) -> Any:
+        """The copy of a node."""
+        found = self.made.get(id(node), self)
+        if found is self:
+            found = self.made[id(node)] = self._copied(node)
+            self._alive.append(node)  # lest another gets its identity
+        return found
+
+    def _copied(self, node: Any) -> Any:
+        if type(node) is dict:  # nearly always
+            kept = self._kept
+            return {key: child if type(child) in kept else self.of(child) for key, child in node.items()}
+        if type(node) is OrderedDict or is_frozen_dict(node):
+            return type(node)({key: self.of(child) for key, child in node.items()})
+        if type(node) is defaultdict:
+            return defaultdict(node.default_factory, {key: self.of(child) for key, child in node.items()})
+        if type(node) in {list, tuple}:
+            return type(node)(map(self.of, node))
+        below = entries(node)
+        if below is None:
+            return self._leaf_of(node)
+        return jax.tree_util.tree_structure(node, is_leaf=lambda x: x is not node).unflatten([self.of(child) for _, child in below])
 
 
 # Names.
@@ -117,19 +141,25 @@ def text(key: Any) -> str:
     return str(key.key if hasattr(key, "key") else key.idx if hasattr(key, "idx") else key.name)
 
 
-@lru_cache(maxsize=1 << 16)
+def is_plain(key: str) -> bool:
+    """Whether a key is one component of a path, as nearly all are."""
+    return bool(key) and "." not in key and "/" not in key
+
+
 def split(key: str) -> tuple[str, ...]:
     """The components of a key: haiku's ``mlp/~/linear_0`` and a flat dict's ``mlp.0.weight`` are paths themselves.
 
     >>> split("mlp/~/linear_0")
     ('mlp', '~', 'linear_0')
     """
+    if is_plain(key):
+        return (key,)
     return tuple(part for part in key.replace(".", "/").split("/") if part) or ("_",)
 
 
 def joined(path: str, key: str) -> str:
     """The dotted path of what lies under a key of the container at ``path``."""
-    parts = key if key and "." not in key and "/" not in key else ".".join(split(key))
+    parts = key if is_plain(key) else ".".join(split(key))
     return f"{path}.{parts}" if path else parts
 
 
@@ -208,11 +238,19 @@ def told_apart(found: list[str], of: list[str], tree: Any) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A tree laid out as JAX flattens it. What a masked tree leaves out counts as a leaf, so that it has the shape of the whole."""
+    """A tree laid out as JAX flattens it. What a masked tree leaves out counts as a leaf, so that it has the shape of the whole.
+
+    Attributes:
+        names: The dotted name of each leaf.
+        leaves: The leaves.
+        treedef: JAX's structure of the tree.
+        whole: Whether nothing is left out.
+    """
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
     treedef: Any
+    whole: bool
 
     @property
     def by_name(self) -> dict[str, Any]:
@@ -225,16 +263,28 @@ _known_names: dict[Hashable, tuple[str, ...]] = {}
 
 def flat(tree: Any) -> Flat:
     """Lays a tree out. Its names are worked out once for each tree structure."""
+    leaves, treedef = jax.tree_util.tree_flatten(tree)
+    found = _known(treedef)
+    if found is not None:  # a structure is noted with a leaf where something is left out, so nothing is left out here
+        return Flat(found, tuple(leaves), treedef, whole=True)
     leaves, treedef = jax.tree_util.tree_flatten(tree, is_leaf=absent)
+    found = _known(treedef) or _noted(treedef, _names_of(tree))
+    return Flat(found, tuple(leaves), treedef, whole=not any(map(absent, leaves)))
+
+
+def _known(treedef: Any) -> tuple[str, ...] | None:
     try:
-        found = _known_names.get(treedef)
+        return _known_names.get(treedef)
     except TypeError:  # a node with unhashable static fields
-        return Flat(_names_of(tree), tuple(leaves), treedef)
-    if found is None:
-        if len(_known_names) > 256:
-            _known_names.clear()
-        found = _known_names[treedef] = _names_of(tree)
-    return Flat(found, tuple(leaves), treedef)
+        return None
+
+
+def _noted(treedef: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(_known_names) > 256:
+        _known_names.clear()
+    with suppress(TypeError):
+        _known_names[treedef] = names
+    return names
 
 
 def _names_of(tree: Any) -> tuple[str, ...]:
