@@ -631,8 +631,13 @@ class _Reader:
         match = _TOKEN.match(self.text, self.at)
         if not match or not (match["word"] or match["quoted"]):
             raise self.error("needs a name, a glob or a word such as first:2 here" if self.here() else "ends too early" if self.text.strip() else "is empty")
+        quoted = match["quoted"]
+        try:
+            word = json.loads(quoted, strict=False) if quoted else match["word"]
+        except ValueError as error:
+            raise self.error(f"has a quoted text that JSON does not read: {error}") from None
         self.at = match.end()
-        return (json.loads(match["quoted"]), True) if match["quoted"] else (match["word"], False)
+        return word, bool(quoted)
 
     def prefixed(self, prefix: str) -> Selector:
         if prefix in {"first", "last", "nth"}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unifreeze import layers
@@ -144,6 +144,8 @@ def test_text_reads_back_as_the_same_selector(made: Selector) -> None:
 
 
 @given(st.text(max_size=30))
+@example('"\x1f"')
+@example(r'"\q"')
 def test_any_text_is_read_or_refused_with_its_place(text: str) -> None:
     try:
         parse(text)
