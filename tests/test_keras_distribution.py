@@ -79,7 +79,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, 
     script = folder / "layout.py"
     script.write_text(PROGRAM)
     devices = {"one": 1, "data": 4, "model": 4}
-    flags = {layout: os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} for layout, count in devices.items()}
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = {layout: os.environ | {"XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={count}"} for layout, count in devices.items()}
     running = {
         layout: subprocess.Popen([sys.executable, str(script), layout, str(folder)], env=flags[layout], stdout=subprocess.PIPE, text=True) for layout in devices
     }
