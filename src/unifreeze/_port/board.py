@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from unifreeze._backend import Backend, Request
-from unifreeze._freezing import Freezing, after_later_ones, bring_about, describe, label_of
+from unifreeze._freezing import Freezing, bring_about, describe, label_of
 from unifreeze._tree import Inference, Layer, Parameter, State, state_of, unique, with_state
+from unifreeze._undoing import after_later_ones
 from unifreeze._wish import how
 from unifreeze.errors import CorrespondenceError
 
