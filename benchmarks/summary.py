@@ -96,14 +96,19 @@ def torch_cases() -> Iterator[Case]:
         with torch.device("meta"):
             return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True))
 
-    def deep(depth: int = 16) -> Any:
+    def deep(depth: int = 20) -> Any:
         model: Any = torch.nn.Linear(4, 4)
         for _ in range(depth):
             model = torch.nn.Sequential(torch.nn.Linear(4, 4), model)
             model.scale = torch.nn.Parameter(torch.ones(1))
         return model
 
-    models = {"ResNet-50": torchvision.models.resnet50, "Llama 7B, tied, meta": llama, "16 levels deep": deep}
+    models = {
+        "ResNet-50": torchvision.models.resnet50,
+        "ViT-B/16": torchvision.models.vit_b_16,
+        "Llama 7B, tied, meta": llama,
+        "20 levels deep": deep,
+    }
     for name, make in models.items():
         model = make()
         calls = {
