@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Odd, so that multiplying by it loses nothing modulo 2**64.
-_FACTOR = 0x9E3779B97F4A7C15
+# Odd, so that multiplying by it loses nothing modulo 2**64. Its powers weigh the columns.
+FACTOR = 0x9E3779B97F4A7C15
 _WIDEST = 1 << 10
 # Words that a core's own cache holds, so that they come from memory once.
 _BLOCK = 1 << 15
@@ -31,7 +31,7 @@ def weights(columns: int) -> NDArray[np.uint64]:
 def _powers() -> NDArray[np.uint64]:
     import numpy as np
 
-    return np.multiply.accumulate(np.full(_WIDEST + 1, _FACTOR, np.uint64))
+    return np.multiply.accumulate(np.full(_WIDEST + 1, FACTOR, np.uint64))
 
 
 def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

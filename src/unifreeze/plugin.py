@@ -14,7 +14,7 @@ import pluggy
 
 from . import _flow as flow
 from ._backend import Applied, Backend, Request
-from ._checksum import folded, weights, width
+from ._checksum import FACTOR, folded, weights, width
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._inputs import Inputs, Shape, Spec
@@ -26,6 +26,7 @@ from ._tree import KINDS, Inference, Layer, Parameter, State, Status, natural, w
 from .errors import ArgumentError, BackendError, UnbuiltModelError, UnifreezeError, UnifreezeWarning
 
 __all__ = [
+    "FACTOR",
     "KINDS",
     "Applied",
     "ArgumentError",

@@ -51,22 +51,9 @@ def _asked_of_jax() -> Callable[[Any], bool]:
 
 
 def _on_torch(tensor: Any) -> NDArray[np.uint8]:
-    """Folds 64-bit words, which PyTorch knows with a sign alone; they are added and multiplied as those without."""
-    import torch
+    from unifreeze._backends.torch.folding import folded_there as by_torch
 
-    with torch.no_grad():
-        octets = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        octets = octets.clone() if octets.storage_offset() % _WORD else octets
-        whole = octets.numel() // _WORD * _WORD
-        words = octets[:whole].view(torch.int64)
-        columns = width(words.numel())
-        rows = words.numel() // columns
-        weight = torch.from_numpy(weights(columns).view(np.int64)).to(tensor.device)
-        down, across = torch.zeros_like(weight), []
-        for block in words[: rows * columns].view(rows, columns).split(_ROWS):
-            across.append((block * weight).sum(1))
-            down += block.sum(0)
-        return torch.cat([torch.cat([*across, down, words[rows * columns :]]).view(torch.uint8), octets[whole:]]).cpu().numpy()
+    return by_torch(tensor).cpu().numpy()
 
 
 def _on_tensorflow(variable: Any) -> NDArray[np.uint8]:

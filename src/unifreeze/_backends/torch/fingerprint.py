@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import io
 from collections.abc import Hashable
-from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+
+from unifreeze.plugin import folded
+
+from .folding import folded_there
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,10 +24,7 @@ _TINY = 64
 # One reader for each size: made once, it reads in a third of the time that ctypes.string_at takes.
 _READERS = [(ctypes.c_char * size).from_address for size in range(_TINY + 1)]
 _STRIDED = torch.strided
-_SMALL = 1 << 16
-_WIDEST = 1 << 17
-# An odd number stays odd, so invertible modulo 2**64, in every power.
-_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
+_SMALL = 1 << 14
 
 
 def fingerprint(array: object) -> Hashable:
@@ -44,32 +45,23 @@ def fingerprint(array: object) -> Hashable:
         return tuple(fingerprint(getattr(array, name)) for name in array.__tensor_flatten__()[0])
     if array.layout is not torch.strided or array.is_quantized:
         return _digest(_saved(array))
-    plain = _folded(array) if array.nbytes > _SMALL else array
+    return _digest(_folded(array) if array.nbytes > _SMALL else _bytes(array))
+
+
+def _folded(array: torch.Tensor) -> bytes:
+    """What a large tensor folds into: on its own device; on the CPU by NumPy, which reads the memory once, where PyTorch would read it three times."""
+    if array.is_cpu:
+        with contextlib.suppress(ImportError, RuntimeError, TypeError):  # no NumPy; a tensor that it can't show
+            octets = array.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            whole = octets.size // 8 * 8
+            return folded(octets[:whole].view("uint64")).tobytes() + octets[whole:].tobytes()
+    return _bytes(folded_there(array))
+
+
+def _bytes(plain: torch.Tensor) -> bytes:
     if not (plain.is_cpu and plain.is_contiguous()):
         plain = plain.detach().contiguous().cpu()
-    return _digest(ctypes.string_at(plain.data_ptr(), plain.nbytes))
-
-
-@torch.no_grad()
-def _folded(array: torch.Tensor) -> torch.Tensor:
-    """Folds a large tensor into a small one, on its own device and at the speed of its memory.
-
-    Rows of 32-bit words are added up as 64-bit numbers, the sum being multiplied by an odd constant before each. A difference that is confined to one word
-    is smaller than 2**32 and multiplied by an odd number, so it can't vanish modulo 2**64; differences of several words vanish together only by a chance of
-    about 2**-32 or less. Plain sums would miss a swap, and sums of 64-bit words an even number of flipped signs, for multiplication does not spread a word's
-    highest bit.
-    """
-    octets = array.detach().contiguous().view(-1).view(torch.uint8)
-    if octets.storage_offset() % 4:
-        octets = octets.clone()
-    whole = octets.numel() // 4 * 4
-    words = octets[:whole].view(torch.int32)
-    width = min(32 * isqrt(words.numel()), _WIDEST)  # neither many short rows nor a long sum to hash
-    sums = torch.zeros(width, dtype=torch.int64, device=array.device)
-    for row in words.split(width):
-        part = sums[: row.numel()]
-        torch.add(row.to(torch.int64), part, alpha=_FACTOR, out=part)
-    return torch.cat([sums.view(torch.uint8), octets[whole:]])
+    return ctypes.string_at(plain.data_ptr(), plain.nbytes)
 
 
 def _digest(data: bytes) -> bytes:

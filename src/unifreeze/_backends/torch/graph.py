@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -134,6 +133,8 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def _write(model: nn.Module, arrays: dict[str, Any], new: dict[str, Any]) -> nn.Module:
+    import numpy as np  # PyTorch is installed without it, too, and only carrying weights over needs it
+
     with torch.no_grad():
         for path, value in new.items():
             arrays[path].copy_(torch.from_numpy(np.ascontiguousarray(value)))
@@ -141,6 +142,8 @@ def _write(model: nn.Module, arrays: dict[str, Any], new: dict[str, Any]) -> nn.
 
 
 def _runner(model: nn.Module, call: _Call, channels: list[list[int]]) -> Callable[[list[Any]], list[Any]]:
+    import numpy as np
+
     def run(inputs: list[Any]) -> list[Any]:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 

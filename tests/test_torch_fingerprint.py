@@ -1,0 +1,65 @@
+"""Fingerprints of tensors: what PyTorch folds on a device is what NumPy folds on the host, with and without NumPy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from unifreeze._backends.torch.folding import folded_there
+from unifreeze.plugin import folded
+
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn]
+
+
+def made(dtype: torch.dtype, size: int) -> torch.Tensor:
+    octets = np.random.default_rng(0).integers(0, 2 if dtype is torch.bool else 256, size * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(octets).view(dtype)
+
+
+@pytest.mark.parametrize("size", [20_011, 70_003, 5_000_011])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_device_folds_as_the_host_does(dtype: torch.dtype, size: int) -> None:
+    tensor = made(dtype, size)
+    octets = tensor.view(torch.uint8).numpy()
+    whole = octets.size // 8 * 8
+    assert folded_there(tensor).numpy().tobytes() == folded(octets[:whole].view(np.uint64)).tobytes() + octets[whole:].tobytes()
+
+
+@pytest.mark.parametrize("start", range(9))
+def test_a_view_may_begin_anywhere(start: int) -> None:
+    octets = made(torch.uint8, 70_003)
+    assert torch.equal(folded_there(octets[start:]), folded_there(octets[start:].clone()))
+
+
+WITHOUT_NUMPY = """
+import sys
+if {without}: sys.modules["numpy"] = None
+import torch
+from torch import nn
+from unifreeze import freeze, summary
+from unifreeze.errors import FrozenMovedError
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 2))
+freezing = freeze(model, layers="0")
+print(freezing.digest())
+freezing.verify()
+print(summary(model))
+model[0].weight.data.view(torch.int32)[7, 9] ^= 1
+try:
+    freezing.verify()
+except FrozenMovedError as moved:
+    print(moved)
+"""
+
+
+def test_nothing_of_it_needs_numpy() -> None:
+    """PyTorch installs without NumPy; the digest that is told must not depend on it."""
+    programs = [WITHOUT_NUMPY.format(without=without) for without in (False, True)]
+    told = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False) for program in programs]
+    assert [run.returncode for run in told] == [0, 0], told[1].stderr
+    assert "0.weight" in told[0].stdout
+    assert told[0].stdout == told[1].stdout
