@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unifreeze._backends.jax import fingerprint as whole
-from unifreeze._backends.jax.fingerprint import _octets, folded_there
+from unifreeze._backends.jax.fingerprint import _octets, fingerprints, folded_there
 
 TYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8, jnp.uint32, jnp.bool_, jnp.complex64, jnp.float8_e4m3fn]
 
@@ -45,3 +47,17 @@ def test_what_plain_sums_would_miss() -> None:
     signs = array.copy()
     signs[[5, 20_000]] *= -1
     assert len({before, whole(jnp.asarray(swapped)), whole(jnp.asarray(signs)), whole(jnp.asarray(array).reshape(1, -1))}) == 4
+
+
+def test_many_are_read_as_each_by_itself() -> None:
+    arrays = [made(dtype, size) for dtype in TYPES for size in (3, 70_003)]
+    arrays += [np.asarray(arrays[0]), jax.ShapeDtypeStruct((3,), jnp.float32), jax.random.key(0), arrays[1], jnp.zeros((0, 4))]
+    assert fingerprints(arrays) == [whole(array) for array in arrays]
+    assert len({*fingerprints(arrays)}) == len(arrays) - 2  # one is there twice, and one as NumPy's
+
+
+def test_what_is_folded_on_a_device_has_the_fingerprint_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = [made(jnp.float32, size) for size in (3, 70_003, 300_001)]
+    here = fingerprints(arrays)
+    monkeypatch.setattr(sys.modules[whole.__module__], "is_far", lambda array: True)
+    assert fingerprints(arrays) == here

@@ -21,7 +21,7 @@ from ._told import Calls, Told, forget, remember
 from ._tree import STATELESS, Layer, State, state_of, unique, with_state
 from ._undisturbed import undisturbed
 from ._undoing import after_later_ones
-from ._verify import Kept, Proof, broken, copies, fingerprint, still
+from ._verify import Kept, Proof, broken, copies, fingerprints, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -154,8 +154,7 @@ class Freezing:
         if missing:
             raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
         arrays, rows = {path: there[path] for path in self._fingerprints}, self._state.rows
-        prints = {path: fingerprint(self._backend, array, rows.get(path)) for path, array in arrays.items()}
-        return replace(self, _fingerprints=prints, _copies=copies(self._backend, arrays, rows) if exact else {})
+        return replace(self, _fingerprints=fingerprints(self._backend, arrays, rows), _copies=copies(self._backend, arrays, rows) if exact else {})
 
     def digest(self, model: object = None) -> Digest:
         """Returns short texts that name what is frozen (``plan``) and its bytes (``values``), to log, and to compare across restarts and ranks.
@@ -402,13 +401,12 @@ def _prints(backend: Backend, nodes: list[Layer], state: State, paths: list[str]
     """
     promised = state.frozen | state.rows.keys() if state.rows else state.frozen
     arrays = {p.path: p.array for layer in nodes for p in layer.parameters if p.path in promised} if promised else {}
-    whole = {path: arrays[path] for path in paths if path in state.frozen}
+    kept = {path: arrays[path] for path in paths if path in state.frozen}
     if state.inference:
-        whole |= {b.path: b.array for b in still(nodes, state.inference)}
-    prints = dict(zip(whole, backend.fingerprints([*whole.values()]), strict=True))
+        kept |= {b.path: b.array for b in still(nodes, state.inference)}
     if state.rows:
-        prints |= {path: fingerprint(backend, arrays[path], state.rows[path]) for path in paths if path in state.rows}
-    return prints
+        kept |= {path: arrays[path] for path in paths if path in state.rows}
+    return fingerprints(backend, kept, state.rows)
 
 
 def label_of(tree: Layer, backend: Backend) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import equinox as eqx
 
-from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, trainable, values
+from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, fingerprints, trainable, values
 from unifreeze._backends.jax.plan import plan_of
 from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
@@ -57,6 +57,10 @@ class EquinoxBackend(Backend):
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the array's bytes."""
         return fingerprint(array)
+
+    def fingerprints(self, arrays: Sequence[Any]) -> Sequence[Hashable]:
+        """An accelerator reads all of them while the host waits for the first."""
+        return fingerprints(arrays)
 
     def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
         """Refuses rows, with the way to have them."""

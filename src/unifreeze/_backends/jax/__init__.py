@@ -7,7 +7,7 @@ step needs (``optimizer``, ``value_and_grad``, ``partition``, …). See ``plan.p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -17,7 +17,7 @@ from unifreeze.plugin import Shape as OutputShape
 
 from .audit import findings
 from .clues import clues, values
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, fingerprints
 from .layers import layer_of
 from .nodes import Shape, read
 from .plan import Plan, plan_of
@@ -27,7 +27,7 @@ from .shapes import linen_shapes
 from .slots import SLOTS
 from .tree import Copies, collections_of, entries, is_array
 
-__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "plan_of", "trainable", "values"]
+__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "fingerprints", "plan_of", "trainable", "values"]
 
 
 class JaxBackend(Backend):
@@ -56,7 +56,11 @@ class JaxBackend(Backend):
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the bytes that this process holds."""
-        return None if type(array) is jax.ShapeDtypeStruct else fingerprint(array)
+        return fingerprint(array)
+
+    def fingerprints(self, arrays: Sequence[Any]) -> Sequence[Hashable]:
+        """An accelerator reads all of them while the host waits for the first."""
+        return fingerprints(arrays)
 
     def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
         """Refuses rows, with the way to have them."""

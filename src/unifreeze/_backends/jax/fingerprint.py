@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,17 @@ _SMALL = 1 << 13
 
 def fingerprint(array: Any) -> Hashable:
     """A digest of an array's bytes, the same on every device; ``None`` where there are none: abstract arrays, tracers, arrays that were donated."""
-    if isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer):
+    return _ended(_begun(array))
+
+
+def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
+    """The fingerprint of each. An accelerator folds them all while the host waits for the first; one by one, each would wait for the other."""
+    return [_ended(begun) for begun in [_begun(array) for array in arrays]]
+
+
+def _begun(array: Any) -> tuple[str, list[tuple[Any, ...]]] | None:
+    """An array's type and shape, and of each part the pieces whose bytes stand for it: on their way to the host, if they come from a device."""
+    if type(array) is jax.ShapeDtypeStruct or isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer):  # the first alone is quick, and there are many
         return None
     if isinstance(array, jax.Array):
         if array.is_deleted():
@@ -30,16 +40,33 @@ def fingerprint(array: Any) -> Hashable:
         parts = [array] if array.is_fully_addressable else [shard.data for shard in array.addressable_shards]
     else:
         parts = [array]
-    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    for part in parts:
-        digest.update(_octets(part).data)
+    return f"{array.dtype}{array.shape}", [_pieces(part) for part in parts]
+
+
+def _pieces(array: Any) -> tuple[Any, ...]:
+    if not is_far(array):
+        return (array,)
+    pieces = _folding(array) if array.nbytes > _SMALL else (array,)
+    for piece in pieces:
+        piece.copy_to_host_async()
+    return pieces
+
+
+def _ended(begun: tuple[str, list[tuple[Any, ...]]] | None) -> Hashable:
+    if begun is None:
+        return None
+    digest = hashlib.blake2b(begun[0].encode(), digest_size=16)
+    for pieces in begun[1]:
+        if len(pieces) == 1:
+            digest.update(_octets(pieces[0]).data)
+        else:
+            for piece in pieces:
+                digest.update(np.asarray(piece).view(np.uint8).data)
     return digest.digest()
 
 
 def _octets(array: Any) -> NDArray[np.uint8]:
-    """The bytes of a small array; of a large one, what they fold into: where it lies, if that is one accelerator."""
-    if array.nbytes > _SMALL and is_far(array):
-        return folded_there(array)
+    """The bytes of a small array; of a large one, what they fold into on the host."""
     octets = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
     if octets.nbytes <= _SMALL:
         return octets
@@ -61,10 +88,13 @@ def _on_one_accelerator(sharding: Any) -> bool:
 
 
 def folded_there(array: Any) -> NDArray[np.uint8]:
-    """What an array folds into, and the bytes that fill no word, computed on its device."""
+    """The bytes of what an array folds into, and those that fill no word, computed on its device."""
+    return np.concatenate([np.asarray(piece).view(np.uint8) for piece in _folding(array)])
+
+
+def _folding(array: Any) -> tuple[Any, Any]:
     with jax.enable_x64(True):
-        sums, rest = _fold(array)
-    return np.concatenate([np.asarray(sums).view(np.uint8), np.asarray(rest)])
+        return _fold(array)
 
 
 @jax.jit

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
 from flax import nnx
 
-from unifreeze._backends.jax import clues, fingerprint, values
+from unifreeze._backends.jax import clues, fingerprints, values
 from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
 from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Rows, Shape, Slots, Traced, hookimpl, named
@@ -68,9 +69,14 @@ class NnxBackend(Backend):
 
     def fingerprint(self, array: Any) -> Hashable:
         """A digest of the value's bytes; ``None`` where there is none."""
-        value = raw(array)
-        prints = [fingerprint(leaf) for leaf in ([value] if isinstance(value, jax.Array) else jax.tree.leaves(value))]
-        return None if None in prints else tuple(prints)
+        return self.fingerprints([array])[0]
+
+    def fingerprints(self, arrays: Sequence[Any]) -> Sequence[Hashable]:
+        """An accelerator reads all of them while the host waits for the first."""
+        leaves = [[value] if isinstance(value, jax.Array) else jax.tree.leaves(value) for value in map(raw, arrays)]
+        read = iter(fingerprints([leaf for some in leaves for leaf in some]))
+        prints = [tuple(islice(read, len(some))) for some in leaves]
+        return [None if None in some else some for some in prints]
 
     def take(self, array: Any, rows: Rows) -> NoReturn:  # noqa: ARG002 - refused whatever they are
         """Refuses rows, with the way to have them."""
