@@ -139,6 +139,15 @@ def deep(session: nox.Session, backend: str) -> None:
     session.run("pytest", *_files(backend), "-m", "deep", *session.posargs, env=_environment(backend) | ONE_THREAD, success_codes=[0, 5])
 
 
+@nox.session(python=False)
+@nox.parametrize("backend", ["torch", "jax", "keras-torch", "keras-jax"], ids=["torch", "jax", "keras-torch", "keras-jax"])
+def accelerator(session: nox.Session, backend: str) -> None:
+    """On a GPU, in the environment that nox runs in: its framework must be one for that GPU, and unifreeze be installed with the tests' packages. CI has none."""
+    engine = backend.partition("-")[2]
+    env = {"KERAS_BACKEND": engine} if engine else {}
+    session.run("pytest", f"tests/accelerator/test_{backend.partition('-')[0]}.py", *session.posargs, env=env | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+
+
 @nox.session(python=PYTHON)
 @nox.parametrize("engine", ["torch", "jax", "tensorflow"], ids=["torch", "jax", "tensorflow"])
 def deep_port(session: nox.Session, engine: str) -> None:

@@ -295,12 +295,13 @@ def nudged(value: Any) -> Any:
 
 
 def stirred(module: Any, state: Any) -> tuple[Any, Any]:
-    """No weight is zero, and no statistic is what it starts from."""
+    """No weight is zero; statistics are drawn, since those of a BatchNorm in its mode "ema" are whatever lay in memory until it sees a batch."""
     rng = np.random.default_rng(0)
 
     def noise(leaf: Any, *, signed: bool = True) -> Any:
         if not eqx.is_inexact_array(leaf):
             return jnp.array(False) if eqx.is_array(leaf) else leaf
-        return leaf + (rng.uniform(0.1, 0.4, leaf.shape) * (rng.choice([-1, 1], leaf.shape) if signed else 1)).astype(np.float32)
+        drawn = rng.uniform(0.1, 0.4, leaf.shape).astype(np.float32)
+        return leaf + drawn * rng.choice([-1, 1], leaf.shape).astype(np.float32) if signed else jnp.asarray(drawn)
 
     return jax.tree.map(noise, module), jax.tree.map(functools.partial(noise, signed=False), state)

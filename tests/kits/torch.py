@@ -150,12 +150,12 @@ class TorchKit(Kit):
         return TorchTrainer(model, optimizer, frozen, held)
 
     def values(self, model: nn.Module) -> Arrays:
-        return {path: array.detach().numpy().copy() for path, array in arrays(bare(model))}
+        return {path: array.detach().cpu().numpy().copy() for path, array in arrays(bare(model))}
 
     def disturb(self, model: nn.Module, path: str) -> nn.Module:
         value = dict(arrays(model))[path].detach().view(-1)
         if value.is_floating_point():
-            value[-1] = torch.nextafter(value[-1], torch.tensor(9.0))
+            value[-1] = torch.nextafter(value[-1], torch.full_like(value[-1], 9))
         else:
             value[-1] += 1
         return model
@@ -163,7 +163,7 @@ class TorchKit(Kit):
     def forward(self, model: nn.Module, seed: int, *, training: bool, freezing: Freezing | None = None) -> NDArray[np.float32]:
         model.train(training)
         with torch.no_grad():
-            return model(batch(model, seed)[0]).numpy()
+            return model(batch(model, seed)[0]).cpu().numpy()
 
     def flags(self, model: nn.Module) -> Hashable:
         modules = tuple((path, id(module), type(module), module.training, tuple(vars(module)), hooks(module)) for path, module in model.named_modules())
@@ -210,11 +210,11 @@ def drawn(model: nn.Module) -> nn.Module:
 
 
 def batch(model: nn.Module, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
+    draw, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     if hasattr(model, "embed"):
-        tokens = torch.randint(0, 11, (8,), generator=draw)
+        tokens = torch.randint(0, 11, (8,), generator=draw).to(device)
         return tokens, (tokens + 1) % 11
-    return torch.randn(8, 3, 8, 8, generator=draw), torch.randint(0, 3, (8,), generator=draw)
+    return torch.randn(8, 3, 8, 8, generator=draw).to(device), torch.randint(0, 3, (8,), generator=draw).to(device)
 
 
 def bare(model: nn.Module) -> nn.Module:
