@@ -113,9 +113,8 @@ class Copies:
     def _copied(self, node: Any) -> Any:
         if type(node) is dict:  # nearly always
             kept = self._kept
-            if kept.issuperset(map(type, node.values())):
-                return node.copy()
-            return {key: child if type(child) in kept else self.of(child) for key, child in node.items()}
+            alone = kept.issuperset(map(type, node.values()))
+            return node.copy() if alone else {key: child if type(child) in kept else self.of(child) for key, child in node.items()}
         if type(node) is OrderedDict or is_frozen_dict(node):
             return type(node)({key: self.of(child) for key, child in node.items()})
         if type(node) is defaultdict:
