@@ -184,6 +184,20 @@ def test_a_table_of_biases_may_be_looked_up_at_any_time(early, fused):
     proved(correspond(Biased(early=True, fused=False), Biased(early=early, fused=fused), shape=(1, 6, 24)), WORDS)
 
 
+def test_models_that_differ_only_in_what_they_return_say_so():
+    class Normed(Biased):
+        def __init__(self, returned):
+            super().__init__(early=True, fused=True)
+            self.norm, self.returned = nn.LayerNorm(24), returned
+
+        def forward(self, x):
+            return self.norm(super().forward(x))[:, self.returned]
+
+    found = correspond(Normed(slice(None)), Normed(0), shape=(1, 6, 24))
+    assert (found.certificate, found.unmatched) == ("prefix", ((), ()))
+    assert "every layer has a partner; what the models return" in found.divergence
+
+
 def test_another_number_of_heads_is_not_exact():
     assert correspond(attention(heads=4), Attention(heads=3)).certificate == "prefix"
 
