@@ -52,7 +52,8 @@ def _tied(nodes: list[Layer]) -> Iterator[Finding]:
 def of_optimizers(backend: Backend, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterator[Finding]:
     """What the optimizers hold, against what is frozen and what trains."""
     parameters = unique(parameter for layer in tree.walk() for parameter in layer.parameters)
-    asked = [dict(backend.clues(model, tree, optimizer, living=False)) for optimizer in optimizers or (None,)]
+    told = (backend.clues(model, tree, optimizer, living=False) for optimizer in optimizers or (None,))
+    asked = [{path: clue for path, clue in clues.items() if not clue.left_out} for clues in told]
     frozen = [(p.path, clues[p.path]) for clues in asked for p in parameters if p.status == "frozen" and p.rows is None and p.path in clues]
     given = bool(optimizers)
 
