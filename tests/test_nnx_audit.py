@@ -30,9 +30,14 @@ class Network(nnx.Module):
 
 def train(model: Any, optimizer: Any, wrt: Any, steps: int = 2) -> None:
     model.train()
-    for _ in range(steps):
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any) -> None:
         grads = nnx.grad(lambda m: (m(X) ** 2).mean(), argnums=nnx.DiffState(0, wrt))(model)
         optimizer.update(model, grads)
+
+    for _ in range(steps):
+        step(model, optimizer)
 
 
 def paths(report: Any) -> dict[str, tuple[str, ...]]:
@@ -54,7 +59,7 @@ def test_an_optimizer_of_everything_moves_what_is_meant_to_be_frozen() -> None:
     model = Network()
     model.body.layers[1].use_running_average = True
     optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
-    assert "UF601" in paths(audit(model, optimizer, trainable=HEAD)) or "UF602" in paths(audit(model, optimizer, trainable=HEAD))
+    assert {"UF601", "UF602"} & paths(audit(model, optimizer, trainable=HEAD)).keys()
     before = np.array(model.body.layers[0].kernel[...])
     with pytest.raises(FrozenMovedError) as error, guard(model, trainable=HEAD) as watch:
         train(model, optimizer, nnx.Param)

@@ -115,7 +115,7 @@ def run(tx: Any, model: Any) -> Moves:
         return {name: (jnp.any(new != 0), jnp.all(new == given[name])) for name, new in made.items()}, state
 
     seen, most = Moves(), _MOST
-    for gradients, into in ((jax.tree_util.tree_map(_gradient, params), seen.pulled), (jax.tree_util.tree_map(jnp.zeros_like, params), seen.drifted)):
+    for gradients, into in ((jax.tree_util.tree_map(_gradient, params), seen.pulled), (jax.tree_util.tree_map(_zeros, params), seen.drifted)):
         state = tx.init(params)
         for taken in range(1, most + 1):
             found, state = step(gradients, state, params)
@@ -153,7 +153,11 @@ def _parameters(model: Any) -> Any:
     return jax.tree_util.tree_map(leaf, inner)
 
 
+def _zeros(array: Any) -> Any:
+    return np.zeros(array.shape, array.dtype)
+
+
 def _gradient(array: Any) -> Any:
     """Numbers of either sign, of which none is zero, made without anybody's random state."""
     rng = np.random.default_rng(array.size)
-    return jnp.asarray(rng.uniform(0.5, 1.5, array.shape) * rng.choice([-1.0, 1.0], array.shape)).astype(array.dtype)
+    return (rng.uniform(0.5, 1.5, array.shape) * rng.choice([-1.0, 1.0], array.shape)).astype(array.dtype)
