@@ -142,7 +142,7 @@ def deep(session: nox.Session, backend: str) -> None:
 @nox.session(python=False)
 @nox.parametrize("backend", ["torch", "jax", "keras-torch", "keras-jax"], ids=["torch", "jax", "keras-torch", "keras-jax"])
 def accelerator(session: nox.Session, backend: str) -> None:
-    """On a GPU, in the environment that nox runs in: its framework must be one for that GPU, and unifreeze be installed with the tests' packages. CI has none."""
+    """On a GPU, in the environment that nox runs in: with a framework for that GPU, unifreeze and what the tests need. CI has none."""
     engine = backend.partition("-")[2]
     env = {"KERAS_BACKEND": engine} if engine else {}
     session.run("pytest", f"tests/accelerator/test_{backend.partition('-')[0]}.py", *session.posargs, env=env | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})

@@ -1,7 +1,7 @@
 """What freezing costs in Keras: ``KERAS_BACKEND=jax python benchmarks/keras_cost.py``, or ``nox -s "bench_keras(keras-jax)"``. Prints a table for the docs.
 
 Everything that is compared takes turns in one process. A step is one ``train_on_batch``, after the functions are compiled; the figure is the median of the
-turns, and the best one beside it. Toggles and summaries, which are Python alone, are given in processor time; steps, which use many threads, in wall time.
+turns, and the best one beside it, in wall time: steps use many threads, and a freeze reads what it freezes in some. Summaries are given in processor time.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def large() -> None:
         "flags by hand, both ways": by_hand,
     }
     name = f"EfficientNetB7 ({len(list(model._flatten_layers()))} layers, {model.count_params() * 4 / 1e6:.0f} MB)"
-    for what, taken in in_turns(calls, 7, warm=1, clock=time.process_time).items():
+    for what, taken in in_turns(calls, 7, warm=1).items():
         show(f"{name}: {what}", taken)
     views = {"`summary(model)`": lambda: summary(model), "`model.summary()` of Keras": lambda: model.summary(print_fn=lambda _: None)}
     for what, taken in in_turns(views, 3, warm=1, clock=time.process_time).items():

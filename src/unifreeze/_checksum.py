@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +16,14 @@ if TYPE_CHECKING:
 # Odd, so that multiplying by it loses nothing modulo 2**64. Its powers weigh the columns.
 FACTOR = 0x9E3779B97F4A7C15
 _WIDEST = 1 << 10
-# Words that a core's own cache holds, so that they come from memory once.
-_BLOCK = 1 << 15
+# Words that a cache holds, so that they come from memory once; with fewer, the calls take longer than the sums.
+_BLOCK = 1 << 17
+# Below so many bytes a thread costs more than it saves, and more threads than these wait for memory.
+_WORTH_A_THREAD = 1 << 18
+_THREADS = 4
+
+T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 def width(size: int) -> int:
@@ -65,3 +74,25 @@ def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         np.einsum("c,rc->r", weight, block, out=across[start : start + step])
         down += np.add.reduce(block, axis=0)
     return np.concatenate([across, down, words[rows * columns :]])
+
+
+def spread(work: Callable[[T], Made], items: Sequence[T], sizes: Iterable[int]) -> list[Made]:
+    """Does what NumPy does without holding the interpreter (``folded``) to several large items at a time; to the others one by one.
+
+    Args:
+        work: What is done to each.
+        items: The items.
+        sizes: The bytes of each.
+
+    Example:
+        >>> spread(len, ["a", "bcd"], [1 << 20, 1 << 20])
+        [1, 3]
+    """
+    large = [place for place, size in enumerate(sizes) if size >= _WORTH_A_THREAD]
+    threads = min(len(large), _THREADS, os.cpu_count() or 1)
+    if threads < 2:
+        return [work(item) for item in items]
+    # Made for the moment: a process that has threads of its own at all times can't be forked safely, and loaders of data fork.
+    with ThreadPoolExecutor(threads) as pool:
+        done = dict(zip(large, pool.map(work, [items[place] for place in large]), strict=True))
+    return [done[place] if place in done else work(item) for place, item in enumerate(items)]

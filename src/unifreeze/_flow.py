@@ -246,7 +246,7 @@ def _merged(word: str, one: Value, other: Value) -> Value:
         return _union(first, replace(second, flows=frozenset()))
     words = _WORDS.get(word) or ((word, word) if word in {"+", "*", "max", "min"} else (f"{word} 1", f"{word} 2"))
     tagged = (replace(value, flows=frozenset(flow.tagged(tag) for flow in value.flows)) for value, tag in zip((one, other), words, strict=True))
-    return _union(*sorted(tagged, key=_age))
+    return _union(*sorted(tagged, key=_seniority))
 
 
 def _kept(value: Value) -> tuple[bool, int]:
@@ -257,8 +257,9 @@ def _places(value: Value) -> frozenset[tuple[int, Numbers, tuple[str, ...]]]:
     return frozenset((flow.unit, flow.part, flow.tags) for flow in value.flows)
 
 
-def _age(value: Value) -> int:
-    return max((flow.unit for flow in value.flows), default=-9)
+def _seniority(value: Value) -> tuple[int, int]:
+    """Whose digits go on: those of the larger value, for a table that is added to it says nothing of the rest; else of the older one."""
+    return -prod(value.shape), max((flow.unit for flow in value.flows), default=-9)
 
 
 def _union(one: Value, other: Value) -> Value:
@@ -399,8 +400,8 @@ def strides(keys: Sequence[Key], channel: Sequence[Key], sizes: Mapping[Key, int
 def read(value: Value, axes: Sequence[int]) -> tuple[frozenset[Flow], tuple[Key, ...]]:
     """What a unit reads that takes its channels along these axes, and the digits of these axes in the order that all frameworks share."""
     seen = [key for axis in axes for key, _ in value.axes[axis]]
-    oldest = min((flow for flow in value.flows if flow.channel and set(flow.channel) <= set(seen)), key=_order, default=None)
-    channel = tuple(oldest.channel or ()) if oldest else ()
+    leading = min((flow for flow in value.flows if flow.channel and set(flow.channel) <= set(seen)), key=_order, default=None)
+    channel = tuple(leading.channel or ()) if leading else ()
     order = (*sorted(key for key in seen if key not in channel), *channel)
     return frozenset(_read(flow, order, value.digits) for flow in value.flows), order
 
@@ -411,8 +412,10 @@ def own_axes(value: Value) -> list[int]:
     return [axis for axis, digits in enumerate(value.axes) if keys & {key for key, _ in digits}]
 
 
-def _order(flow: Flow) -> tuple[int, tuple[Key, ...]]:
-    return flow.unit, flow.channel or ()
+def _order(flow: Flow) -> tuple[int, int, tuple[Key, ...]]:
+    """What tells of the most digits leads, whenever it was computed: a table of biases of attention knows the heads alone. Else the oldest."""
+    channel = flow.channel or ()
+    return -len(channel), flow.unit, channel
 
 
 def _read(flow: Flow, order: tuple[Key, ...], sizes: Mapping[Key, int]) -> Flow:

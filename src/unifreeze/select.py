@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from types import BuiltinFunctionType, FunctionType, MethodType
 
 from ._scene import Scene, Selection, any_match, components_match
@@ -189,9 +190,10 @@ class _Glob(_Matching):
         return components_match(self.components, layer.path.split(".") if layer.path else [])
 
     def hints(self, scene: Scene) -> tuple[str, ...]:
-        for word in ("type", "kind"):
-            if self.pattern in {getattr(node, word) for node in scene.nodes}:
-                return (f"it names a {word}: layers='{word}:{self.pattern}' picks by {word}",)
+        for spelt, word in product((str, str.lower), ("type", "kind")):  # as it is written; then whatever its case
+            meant = next((name for name in sorted({getattr(node, word) for node in scene.nodes}) if spelt(name) == spelt(self.pattern)), None)
+            if meant is not None:
+                return (f"it names a {word}: layers='{word}:{meant}' picks by {word}",)
         paths = [node.path for node in scene.nodes if node.path]
         suggestions = [pattern for pattern in (_respelt(self.components, paths), f"**.{self.pattern}") if pattern and any_match(pattern, paths)]
         if suggestions:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from unifreeze.plugin import folded, width
+from unifreeze.plugin import folded, spread, width
 
 SIZE = 70_001
 WORDS = np.random.default_rng(0).integers(0, 1 << 64, SIZE, dtype=np.uint64)
@@ -79,3 +81,13 @@ def test_every_place_counts(size: int) -> None:
 
 def test_the_number_of_columns_is_odd() -> None:
     assert all(width(size) % 2 for size in range(2_000_000)[::997])
+
+
+def test_work_is_spread_over_threads_where_it_is_large_and_comes_back_in_order() -> None:
+    before, sizes = threading.active_count(), [0, 1 << 20, 5, 1 << 22, 1 << 20]
+    names = spread(lambda place: (place, threading.current_thread() is threading.main_thread()), range(5), sizes)
+    assert [place for place, _ in names] == [0, 1, 2, 3, 4]
+    assert [here for _, here in names] == [size < 1 << 18 or (os.cpu_count() or 1) < 2 for size in sizes]
+    with pytest.raises(ZeroDivisionError):
+        spread(lambda place: 1 // place, range(5), [1 << 20] * 5)
+    assert threading.active_count() == before

@@ -50,7 +50,13 @@ def test_a_selector_word_says_what_it_takes(call: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "repair"), [("Dense", "layers='type:Dense' picks"), ("conv", "layers='kind:conv' picks"), ("re:nothing", r"layers\(model\) lists them")]
+    ("chosen", "repair"),
+    [
+        ("Dense", "layers='type:Dense' picks"),
+        ("dEnSe", "layers='type:Dense' picks"),
+        ("conv", "layers='kind:conv' picks"),
+        ("re:nothing", r"layers\(model\) lists them"),
+    ],
 )
 def test_what_picks_nothing_says_what_to_write(model: toynet.Chain, chosen: str, repair: str) -> None:
     before = KIT.flags(model)

@@ -159,6 +159,45 @@ def test_fused_projections_are_told_apart_by_what_becomes_of_them(how, order):
     proved(correspond(attention(), Attention(order=order, how=how)), WORDS)
 
 
+class Biased(nn.Module):
+    """An attention with a table of biases for each head, as windowed transformers have it, which is looked up before the projections are made or after."""
+
+    def __init__(self, *, early, fused):
+        super().__init__()
+        self.all, self.out, self.table = nn.Linear(24, 72), nn.Linear(24, 24), nn.Parameter(torch.randn(11, 4))
+        self.early, self.fused = early, fused
+
+    def biases(self):
+        return self.table[(torch.arange(6)[:, None] - torch.arange(6) + 5).flatten()].view(6, 6, 4).permute(2, 0, 1).unsqueeze(0)
+
+    def forward(self, x):
+        found = self.biases() if self.early else None
+        q, k, v = self.all(x).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 1, 4)
+        bias = self.biases() if found is None else found
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias) if self.fused else (q @ k.mT / 6**0.5 + bias).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_table_of_biases_may_be_looked_up_at_any_time(early, fused):
+    proved(correspond(Biased(early=True, fused=False), Biased(early=early, fused=fused), shape=(1, 6, 24)), WORDS)
+
+
+def test_models_that_differ_only_in_what_they_return_say_so():
+    class Normed(Biased):
+        def __init__(self, returned):
+            super().__init__(early=True, fused=True)
+            self.norm, self.returned = nn.LayerNorm(24), returned
+
+        def forward(self, x):
+            return self.norm(super().forward(x))[:, self.returned]
+
+    found = correspond(Normed(slice(None)), Normed(0), shape=(1, 6, 24))
+    assert (found.certificate, found.unmatched) == ("prefix", ((), ()))
+    assert "every layer has a partner; what the models return" in found.divergence
+
+
 def test_another_number_of_heads_is_not_exact():
     assert correspond(attention(heads=4), Attention(heads=3)).certificate == "prefix"
 

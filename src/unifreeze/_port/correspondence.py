@@ -163,6 +163,8 @@ def _applied(backends: tuple[Backend, ...], apply: Any) -> tuple[Apply | None, A
 def _divergence(traced: tuple[Traced, Traced], found: Match) -> str:
     if found.certificate in ("exact", "exact up to the head"):
         return ""
+    if not any(place is not None for place in found.divergence):
+        return "  every layer has a partner; what the models return is made of them in another way (a class token here, all positions there)"
     lines = []
     for side, one, place in zip(("source", "target"), traced, found.divergence, strict=True):
         unit = None if place is None else one.graph.units[place]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import folded, weights, width
+from unifreeze.plugin import folded, spread, weights, width
 
 from .tree import is_key
 
@@ -26,7 +26,8 @@ def fingerprint(array: Any) -> Hashable:
 
 def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
     """The fingerprint of each. An accelerator folds them all while the host waits for the first; one by one, each would wait for the other."""
-    return [_ended(begun) for begun in [_begun(array) for array in arrays]]
+    begun = [_begun(array) for array in arrays]
+    return spread(_ended, begun, map(_host_bytes, begun))
 
 
 def _begun(array: Any) -> tuple[str, list[tuple[Any, ...]]] | None:
@@ -41,6 +42,11 @@ def _begun(array: Any) -> tuple[str, list[tuple[Any, ...]]] | None:
     else:
         parts = [array]
     return f"{array.dtype}{array.shape}", [_pieces(part) for part in parts]
+
+
+def _host_bytes(begun: tuple[str, list[tuple[Any, ...]]] | None) -> int:
+    """How much the host has to fold."""
+    return 0 if begun is None else sum(pieces[0].nbytes for pieces in begun[1] if len(pieces) == 1)
 
 
 def _pieces(array: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -97,9 +97,9 @@ class Copies:
         made: The copy of every node, by the node's identity.
     """
 
-    def __init__(self, leaf_of: Callable[[Any], Any], kept: Collection[type] = ()) -> None:
+    def __init__(self, leaf_of: Callable[[Any], Any], kept: Iterable[type] = ()) -> None:
         self.made: dict[int, Any] = {}
-        self._leaf_of, self._kept = leaf_of, kept
+        self._leaf_of, self._kept = leaf_of, frozenset(kept)
         self._alive: list[Any] = []
 
     def of(self, node: Any) -> Any:
@@ -113,7 +113,8 @@ class Copies:
     def _copied(self, node: Any) -> Any:
         if type(node) is dict:  # nearly always
             kept = self._kept
-            return {key: child if type(child) in kept else self.of(child) for key, child in node.items()}
+            alone = kept.issuperset(map(type, node.values()))
+            return node.copy() if alone else {key: child if type(child) in kept else self.of(child) for key, child in node.items()}
         if type(node) is OrderedDict or is_frozen_dict(node):
             return type(node)({key: self.of(child) for key, child in node.items()})
         if type(node) is defaultdict:

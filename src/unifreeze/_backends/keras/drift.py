@@ -35,8 +35,8 @@ class _Watch:
         self.flags: list[bool] = []
         self.compiled: Any = None
 
-    def note(self) -> None:
-        self.layers = self.model._flatten_layers()
+    def note(self, layers: list[Any]) -> None:
+        self.layers = layers
         self.owned = [variable for layer in self.layers for variable in (*layer._trainable_variables, *layer._non_trainable_variables)]
         self.flags = self._now()
         self.compiled = getattr(self.model, "_loss_tracker", None)
@@ -104,11 +104,11 @@ def watch(models: list[Any], obey: Callable[[Any], None], stack: ExitStack) -> N
         stack.callback(_release, model)
 
 
-def note(model: Any) -> None:
-    """Takes the flags of a watched model, as they are now, for the ones that are meant."""
+def note(model: Any, layers: list[Any]) -> None:
+    """Takes the flags of a watched model, whose layers these are, as they are now, for the ones that are meant."""
     known = vars(model).get(_WATCH)
     if known is not None:
-        known.note()
+        known.note(layers)
 
 
 def _release(model: Any) -> None:

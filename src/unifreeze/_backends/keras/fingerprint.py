@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import folded
+from unifreeze.plugin import folded, spread
 
 from .folding import folded_there, is_far, nbytes
 
@@ -29,7 +29,8 @@ def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
     if keras.backend.backend() == "tensorflow":
         with contextlib.suppress(Exception):  # the operation is an inner one of TensorFlow's, and can't be where variables lie on several devices
             values = _shown_together(values)
-    return [_digest(value) for value in values]
+    # What lies on a device is read in the caller's own thread, after what is still being written there.
+    return spread(_digest, values, (0 if value is None or is_far(value) else nbytes(value) for value in values))
 
 
 def _value(array: Any) -> Any:

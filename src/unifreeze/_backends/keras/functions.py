@@ -7,7 +7,7 @@ it was, and every object it was traced with still lives.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
@@ -46,22 +46,25 @@ def shelve(model: Any) -> None:
     shelf = _shelf(model)
     if shelf.now is None:
         return
-    state, objects = _state(model)
+    state, objects = _state(model, model._flatten_layers())
     if state == shelf.now:
         shelf.states[state] = ({name: made for name, made in shelf.made.items() if getattr(model, name, None) is made}, [ref(one) for one in objects])
         while len(shelf.states) > _KEPT:
             del shelf.states[next(iter(shelf.states))]
 
 
-def renew(model: Any) -> None:
-    """Gives the model functions for its new state: at once, since a running fit would call the missing one. New ones are traced when they are called."""
+def renew(model: Any, layers: Sequence[Any]) -> None:
+    """Gives the model functions for its new state: at once, since a running fit would call the missing one. New ones are traced when they are called.
+
+    ``layers`` are all those of the model, which it takes Keras a while to gather.
+    """
     shelf = _shelf(model)
     shelf.now, shelf.made = None, {}
     if not in_use(model):
         return
     if getattr(model, "_trainable_variable_shardings", None) is not None:
         model._record_training_state_sharding_spec()  # Keras before 3.12 notes the lists once for a whole fit
-    shelf.now, _ = _state(model)
+    shelf.now, _ = _state(model, layers)
     kept, objects = shelf.states.pop(shelf.now, ({}, []))
     alive = all(one() is not None for one in objects)
     with DotNotTrackScope():
@@ -74,7 +77,7 @@ def renew(model: Any) -> None:
                 _make(model, name)
             shelf.made[name] = getattr(model, name)
         if hasattr(model, "_compiled_trainable_state"):
-            vars(model)["_compiled_trainable_state"] = {layer: layer.trainable for layer in model._flatten_layers()}  # TensorFlow would wrap every entry
+            vars(model)["_compiled_trainable_state"] = {layer: layer.trainable for layer in layers}  # TensorFlow would wrap every entry
 
 
 def _make(model: Any, name: str) -> None:
@@ -94,14 +97,13 @@ def _make(model: Any, name: str) -> None:
             vars(model)[step] = own
 
 
-def _state(model: Any) -> tuple[Hashable, list[Any]]:
+def _state(model: Any, layers: Sequence[Any]) -> tuple[Hashable, list[Any]]:
     """Everything that a trace depends on, and the objects whose identity stands in it."""
     optimizer: Any = getattr(model, "optimizer", None)
     slots = optimizer.variables if getattr(optimizer, "built", False) else []
-    layers = model._flatten_layers()
     variables = [variable for layer in layers for variable in _own(layer)]
     objects = [*variables, *slots, *(one for one in (optimizer, getattr(model, "_loss_tracker", None)) if one is not None)]
-    flags = tuple([(id(layer), layer.trainable, pin.held(layer)) for layer in layers])
+    flags = tuple([(id(layer), layer._trainable, pin.held(layer)) for layer in layers])
     late = tuple(sorted((str(key), start) for key, start in starts_of(optimizer).items()))
     return (flags, tuple([variable._trainable for variable in variables]), tuple(map(id, objects)), late), objects
 

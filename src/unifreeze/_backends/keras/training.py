@@ -84,11 +84,12 @@ def need_values(variables: Iterable[Any]) -> None:
 def settle(models: Sequence[Any], bank: Bank, *, changed: bool) -> None:
     """Brings optimizers and compiled functions in line with the flags."""
     for model in models:
-        drift.note(model)
+        layers = model._flatten_layers()
+        drift.note(model, layers)
         optimizer = getattr(model, "optimizer", None)
         other = isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, model.trainable_variables, bank)
         if changed or other:
-            functions.renew(model)
+            functions.renew(model, layers)
 
 
 def obey(model: Any, bank: Bank) -> None:

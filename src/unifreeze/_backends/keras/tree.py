@@ -39,7 +39,6 @@ _BUFFER_ROLES = {"moving_mean": "mean", "moving_variance": "variance", "running_
 
 def read(model: Any) -> Layer:
     """Reads a model: an own stack instead of recursion, so that depth is no limit."""
-    _need_built(model)
     masked = not model.trainable
     nodes: list[tuple[Any, str, list[Layer]]] = []
     parents: list[int] = []
@@ -60,6 +59,7 @@ def read(model: Any) -> Layer:
         pending.append((native, None, -1))
         below = _unique(attributes.named(native, [child for child in direct if id(child) not in above]))
         pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(list(below)))
+    _need_built(model, (native for native, _, _ in nodes))
     for place in range(len(nodes) - 1, -1, -1):
         native, path, inner = nodes[place]
         layer = _layer(native, path, tuple(reversed(inner)), masked=masked)
@@ -234,9 +234,9 @@ def _output_shape(layer: Any) -> tuple[int | None, ...] | None:
     return tuple(tensors[0].shape) if len(tensors) == 1 else None
 
 
-def _need_built(model: Any) -> None:
+def _need_built(model: Any, layers: Iterable[Any]) -> None:
     """Refuses a model with layers that have not made their variables yet."""
-    missing = [layer for layer in (model, *model._flatten_layers(include_self=False)) if not layer.built and _makes_variables(layer)]
+    missing = list({id(layer): layer for layer in layers if not layer.built and _makes_variables(layer)}.values())
     if not missing:
         return
     shown = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in missing[:5])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 from weakref import ref
 
@@ -32,7 +32,7 @@ from . import graph
 from .audit import findings, known, modes
 from .checkpointing import warn_of_dead_gradients, without_gradient
 from .clues import clues
-from .fingerprint import fingerprint, values
+from .fingerprint import fingerprint, fingerprints, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
@@ -91,6 +91,10 @@ class TorchBackend(Backend):
     def fingerprint(self, array: object) -> Hashable:
         """Reads the whole tensor on its own device."""
         return fingerprint(array)
+
+    def fingerprints(self, arrays: Sequence[object]) -> Sequence[Hashable]:
+        """Reads several large tensors at a time."""
+        return fingerprints(arrays)
 
     def values(self, array: object) -> Any:
         """A copy on the host; of a sharded tensor, the part that this process holds."""

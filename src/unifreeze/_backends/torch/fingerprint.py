@@ -6,13 +6,13 @@ import contextlib
 import ctypes
 import hashlib
 import io
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unifreeze.plugin import folded
+from unifreeze.plugin import folded, spread
 
 from .folding import folded_there
 
@@ -29,6 +29,30 @@ _SMALL = 1 << 14
 
 def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
+    tiny = _tiny(array)
+    if tiny is not None:
+        return tiny
+    if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
+        return None
+    if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
+        return tuple(fingerprint(getattr(array, name)) for name in array.__tensor_flatten__()[0])
+    if array.layout is not torch.strided or array.is_quantized:
+        return _digest(_saved(array))
+    return _digest(_folded(array) if array.nbytes > _SMALL else _bytes(array))
+
+
+def fingerprints(arrays: Sequence[object]) -> list[Hashable]:
+    """The fingerprint of each, several large ones at a time."""
+    found: list[Hashable] = [_tiny(array) for array in arrays]
+    rest = [array for array, tiny in zip(arrays, found, strict=True) if tiny is None]
+    if not rest:
+        return found
+    others = iter(spread(fingerprint, rest, map(_host_bytes, rest)))
+    return [next(others) if tiny is None else tiny for tiny in found]
+
+
+def _tiny(array: object) -> bytes | None:
+    """The bytes of a very small plain tensor on the CPU: the short way, for models that have very many."""
     plain: Any = array
     if (
         type(array) in _PLAIN
@@ -38,14 +62,13 @@ def fingerprint(array: object) -> Hashable:
         and (size := plain.nbytes) <= _TINY
         and plain.is_contiguous()
     ):
-        return _READERS[size](plain.data_ptr()).raw  # the short way, for models of very many small arrays
-    if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
-        return None
-    if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
-        return tuple(fingerprint(getattr(array, name)) for name in array.__tensor_flatten__()[0])
-    if array.layout is not torch.strided or array.is_quantized:
-        return _digest(_saved(array))
-    return _digest(_folded(array) if array.nbytes > _SMALL else _bytes(array))
+        return _READERS[size](plain.data_ptr()).raw
+    return None
+
+
+def _host_bytes(array: object) -> int:
+    """How much the CPU has to read. What lies on a device is read in the caller's own thread, and so in its stream, after what is still being written there."""
+    return array.nbytes if type(array) in _PLAIN and array.is_cpu else 0  # type: ignore[attr-defined]
 
 
 def _folded(array: torch.Tensor) -> bytes:
