@@ -383,3 +383,10 @@ def test_without_typer_it_says_so() -> None:
     assert done.returncode == 2
     assert "pip install 'unifreeze[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_python_runs_the_package_as_the_program(here: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "unifreeze", "sumary"], cwd=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean 'summary'?" in done.stderr
+    assert "unifreeze --help" in done.stderr
