@@ -61,7 +61,7 @@ def test_a_filter_by_hand_lets_statistics_move() -> None:
     zeros = optax.masked(optax.set_to_zero(), lambda params: jax.tree.map(lambda t: not t, heads(params)))
     assert paths(audit((model, state), optax.chain(zeros, optax.adam(1e-2)), trainable=spec)) == {"UF202": ("norm",)}
     with pytest.raises(FrozenMovedError) as error, guard((model, state), trainable=spec, exact=True) as watch:
-        _, moved = loss(model, state)
+        _, moved = eqx.filter_jit(loss)(model, state)
         watch.check((model, moved))
     causes = {one.path: one.cause for one in error.value.moves}
     assert causes["norm.mean"] == causes["norm.var"] == "statistics"
@@ -76,7 +76,7 @@ def test_decay_that_a_filter_does_not_stop() -> None:
     tx = optax.chain(zeros, optax.adamw(1e-2, weight_decay=0.1))
     assert "UF602" in paths(audit((model, state), tx, trainable=spec))
     params = eqx.filter(model, eqx.is_inexact_array)
-    (_, _), grads = eqx.filter_value_and_grad(loss, has_aux=True)(model, state)
+    (_, _), grads = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(model, state)
     updates, _ = tx.update(grads, tx.init(params), params)
     after = eqx.apply_updates(model, updates)
     assert not np.array_equal(after.body.weight, model.body.weight), "the finding is true"

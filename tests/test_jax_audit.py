@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 from unifreeze import audit, freeze
 from unifreeze.errors import ArgumentError
@@ -36,10 +37,11 @@ def really_moves(tx: Any) -> set[str]:
 
     @jax.jit
     def step(p: Any, state: Any) -> Any:
-        updates, state = tx.update(jax.grad(loss)(p), state, p)
+        value, grads = jax.value_and_grad(loss)(p)
+        updates, state = optax.with_extra_args_support(tx).update(grads, state, p, value=value, grad=grads, value_fn=loss)
         return optax.apply_updates(p, updates), state
 
-    for _ in range(8):
+    for _ in range(16):
         p, state = step(p, state)
     return {f"{a}.{b}" for a in p for b in p[a] if not np.array_equal(p[a][b], start[a][b])}
 
@@ -51,6 +53,8 @@ def labels(p: Any) -> Any:
 RIGHT = {
     "partition": lambda: optax.partition({"adam": optax.adamw(1e-2), "none": optax.set_to_zero()}, labels),
     "a chain in the right order": lambda: optax.chain(optax.adamw(1e-2), optax.masked(optax.set_to_zero(), NOT)),
+    "a plateau": lambda: optax.partition({"adam": optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau()), "none": optax.set_to_zero()}, labels),
+    "L-BFGS": lambda: optax.chain(optax.masked(optax.set_to_zero(), NOT), optax.lbfgs()),
     "MultiSteps": lambda: optax.MultiSteps(optax.partition({"adam": optax.sgd(1e-2), "none": optax.set_to_zero()}, labels), 4).gradient_transformation(),
     "a schedule from zero": lambda: optax.partition(
         {"adam": optax.sgd(optax.linear_schedule(0, 1e-2, 5)), "none": optax.set_to_zero()},
@@ -62,6 +66,13 @@ WRONG = {
     "all of it": (lambda: optax.sgd(1e-2), "UF601", "by its gradient"),
     "decay outside": (lambda: optax.chain(optax.masked(optax.set_to_zero(), NOT), optax.adamw(1e-2, weight_decay=0.1)), "UF602", "weight decay"),
     "noise outside": (lambda: optax.chain(optax.masked(optax.set_to_zero(), NOT), optax.add_noise(0.1, 0.5, 0)), "UF602", "noise"),
+    "decay outside, behind a plateau": (
+        lambda: optax.chain(optax.masked(optax.set_to_zero(), NOT), optax.adamw(1e-2, weight_decay=0.1), optax.contrib.reduce_on_plateau()),
+        "UF602",
+        "weight decay",
+    ),
+    "every sixteenth step": (lambda: optax.MultiSteps(optax.masked(optax.sgd(1e-2), MASK), 16).gradient_transformation(), "UF601", "is frozen"),
+    "nothing moves": (optax.set_to_zero, "UF603", "nor anything else in 128 steps"),
     "the wrong way round": (
         lambda: optax.partition({"adam": optax.adamw(1e-2), "none": optax.set_to_zero()}, {"a": "none", "b": "adam"}),
         "UF604",
@@ -71,7 +82,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.deep if name == "L-BFGS" else ()) for name in RIGHT])
 def test_what_is_right_has_no_finding(name: str) -> None:
     assert really_moves(RIGHT[name]()) == {"a.kernel", "a.bias"}
     assert audit(params(), RIGHT[name](), trainable=MASK).findings == ()
@@ -102,6 +113,25 @@ def test_one_array_with_two_statuses() -> None:
     shared = jnp.ones(3)
     assert audit({"a": shared, "b": shared}, trainable=MASK).codes == ("UF301",)
     assert audit({"a": shared, "b": shared + 0}, trainable=MASK).codes == ()
+
+
+def test_the_transformation_in_a_training_state_is_found_and_what_has_none_is_refused() -> None:
+    state = TrainState.create(apply_fn=None, params=params(), tx=optax.masked(optax.adamw(1e-2), MASK))
+    assert audit(params(), state, trainable=MASK).codes == ("UF601",)
+    for wrong in (state.opt_state, "adam", optax.adamw, {"tx": state.tx}):
+        with pytest.raises(ArgumentError, match="optimizer= is an optax transformation"):
+            audit(params(), wrong, trainable=MASK)
+
+
+def test_a_tree_of_which_nothing_is_said_is_taken_as_trainable_and_the_report_says_so() -> None:
+    assert "all of it as trainable" in str(audit(params(), optax.sgd(1e-2)))
+    freezing = freeze(params(), layers="b")
+    for model, said in ((freezing, None), (params(), MASK)):
+        assert "all of it as trainable" not in str(audit(model, freezing.optimizer(optax.sgd(1e-2)), trainable=said))
+
+
+def test_a_part_that_alone_is_differentiated() -> None:
+    assert audit({"a": params()["a"]}, optax.adamw(1e-2)).findings == ()
 
 
 def test_a_transformation_that_can_not_be_run_is_said() -> None:
@@ -135,7 +165,8 @@ class ResNet(nn.Module):
 
 
 def test_a_resnet_that_unifreeze_froze_has_a_clean_bill_and_one_frozen_by_hand_has_not() -> None:
-    variables = jax.jit(ResNet().init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    shapes = jax.eval_shape(ResNet().init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda one: np.ones(one.shape, one.dtype), shapes)
     freezing = freeze(variables, layers=["stem", "block_*"])
     assert audit(variables, freezing.optimizer(optax.adamw(1e-3)), trainable=freezing).findings == ()
     by_hand = jax.tree_util.tree_map_with_path(lambda path, _: "head" in jax.tree_util.keystr(path), variables)

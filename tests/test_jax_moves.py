@@ -58,7 +58,13 @@ def test_raw_gradients_that_a_mask_lets_through() -> None:
     after, state = trained(optax.masked(optax.adamw(1e-2), MASK), before)
     found = caught(before, after, optimizer=state)
     assert found.keys() == {"b.kernel", "b.bias"}
-    assert found["b.kernel"].cause == "unknown"
+    assert found["b.kernel"].cause == "gradient"
+    assert "hands on the raw gradient" in found["b.kernel"].why
+    assert caught(before, after)["b.kernel"].cause == "unknown", "without its state nothing tells"
+    inside = caught(
+        before, after, optimizer=optax.masked(optax.adam(1e-2), jax.tree.map(lambda _: True, before) | {"b": {"kernel": False, "bias": True}}).init(before)
+    )
+    assert (inside["b.kernel"].cause, inside["b.bias"].cause) == ("gradient", "moments")
     change = np.linalg.norm(after["b"]["kernel"] - before["b"]["kernel"]) / np.linalg.norm(before["b"]["kernel"])
     assert found["b.kernel"].difference.relative == pytest.approx(change, rel=1e-5)
 

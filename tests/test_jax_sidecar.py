@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import serialization
 
 from unifreeze import apply, freeze, record
 from unifreeze.errors import FrozenMovedError, RecipeError
@@ -71,6 +74,25 @@ def test_the_digest_of_values_now_and_of_those_at_the_freeze() -> None:
     assert freeze(mapped, layers="body").digest() == freezing.digest(), "sorted by jit"
     assert freeze(jax.eval_shape(params), layers="body").digest().plan == freezing.digest().plan
     assert not freeze(jax.eval_shape(params), layers="body").digest().values
+
+
+@pytest.mark.parametrize("how", ["msgpack", "orbax"])
+def test_variables_of_linen_from_the_formats_that_people_save_them_in(how: str, tmp_path: Path) -> None:
+    network = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=False), nn.Dense(2)])
+    one, other = (network.init(jax.random.key(seed), jnp.ones((2, 4))) for seed in (0, 1))
+    freezing = freeze(one, layers="first:2")
+    record(freezing, values=True).save(tmp_path / "model.json")
+    with pytest.raises(FrozenMovedError, match=r"(?s)one array of .* differs .*layers_0\.kernel"):
+        apply(other, tmp_path / "model.json")
+    if how == "msgpack":
+        read = serialization.from_bytes(other, serialization.to_bytes(one))
+    else:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "weights", one)
+        with ocp.StandardCheckpointer() as checkpointer:
+            read = checkpointer.restore(tmp_path / "weights", jax.eval_shape(lambda: other))
+    again = apply(read, tmp_path / "model.json")
+    assert (again, again.digest()) == (freezing, freezing.digest())
 
 
 def test_what_does_not_fit_is_refused() -> None:

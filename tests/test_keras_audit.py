@@ -11,6 +11,7 @@ import pytest
 
 from kits.keras_eyes import drawing
 from unifreeze import audit, freeze, unfreeze
+from unifreeze.errors import ArgumentError
 
 ENGINE = keras.backend.backend()
 layers = keras.layers
@@ -44,7 +45,7 @@ def test_flags_that_were_changed_after_compile() -> None:
     model = trained(network())
     assert paths(audit(model)) == {}
     model.get_layer("a").trainable = False
-    assert paths(audit(model))["UF501"] == ("a.kernel", "a.bias")
+    assert paths(audit(model)) == {"UF501": ("a.kernel", "a.bias")}, "and no note that says it is passed over"
     model.compile(keras.optimizers.Adam(0.1), "mse")
     assert paths(audit(model)) == {}
     model = trained(network())
@@ -93,6 +94,43 @@ def test_dropout_in_a_frozen_part() -> None:
     assert paths(audit(model)) == {"UF203": ("base.drop",)}
     freeze(model, layers="base", inference="all")
     assert paths(audit(model)) == {}
+
+
+def test_dropout_in_a_cell_and_noise() -> None:
+    x = keras.Input((3, 4))
+    y = layers.GaussianNoise(0.0)(
+        layers.GaussianNoise(0.1, name="noise")(layers.LSTM(4, dropout=0.2, return_sequences=True, name="rnn")(layers.LSTM(4, return_sequences=True)(x)))
+    )
+    base = keras.Model(x, y, name="base")
+    model = keras.Sequential([keras.Input((3, 4)), base, layers.Dense(2)])
+    base.trainable = False
+    assert paths(audit(model)) == {"UF203": ("base.rnn.cell", "base.noise")}
+    freeze(model, layers="base", inference="all")
+    assert paths(audit(model)) == {}
+
+
+def test_spectral_normalisation_moves_a_frozen_kernel() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), layers.SpectralNormalization(layers.Dense(3, name="inner"), name="part"), layers.Dense(2)])
+    part = model.get_layer("part")
+    part.trainable = False
+    assert paths(audit(model)) == {"UF201": ("part",)}
+    before = np.array(keras.ops.convert_to_numpy(part.layer.kernel))
+    trained(model)
+    assert not np.array_equal(before, keras.ops.convert_to_numpy(part.layer.kernel)), "the finding is true"
+    freeze(model, layers="part")
+    assert paths(audit(model)) == {}
+
+
+def test_what_is_no_optimizer_of_the_model() -> None:
+    model, other = network(), network()
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(other.trainable_variables)
+    assert paths(audit(model, optimizer)) == {"UF112": ()}
+    assert paths(audit(other, optimizer)) == {}
+    for wrong in ("adam", keras.optimizers.Adam, model):
+        with pytest.raises(ArgumentError, match="optimizer= is an optimizer of Keras"):
+            audit(model, wrong)
 
 
 def test_an_optimizer_of_ones_own() -> None:

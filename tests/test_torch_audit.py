@@ -77,7 +77,7 @@ def test_lbfgs_moves_what_has_no_gradient() -> None:
     optimizer.step(closure)
     model[0].requires_grad_(False)
     optimizer.zero_grad()
-    assert "UF105" in paths(audit(model, optimizer))
+    assert paths(audit(model, optimizer)) == {"UF105": ("0.weight", "0.bias")}, "and no note that says it is passed over"
     frozen = freeze(model, layers=["0", "1"])
     frozen.attach(optimizer)
     assert audit(model, optimizer).ok
@@ -119,6 +119,41 @@ def test_dropout() -> None:
     assert (paths(report), report.ok, report.worst) == ({"UF203": ("0.1",)}, True, "note")
     freeze(model, layers="0", inference="all")
     assert not len(audit(model))
+
+
+def test_dropout_that_is_a_number_of_another_layer() -> None:
+    torch.manual_seed(0)
+    part = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, dropout=0.1), "deep": nn.LSTM(8, 8, num_layers=2, dropout=0.3)})
+    part["plain"] = nn.MultiheadAttention(8, 2)
+    model = nn.ModuleDict({"part": part.requires_grad_(False), "head": nn.Linear(8, 2)})
+    assert paths(audit(model)) == {"UF203": ("part.attention", "part.deep")}
+    x = torch.ones(3, 8)
+    draws = [name for name in ("attention", "plain") if not torch.equal(part[name](x, x, x)[0], part[name](x, x, x)[0])]
+    assert (draws, torch.equal(part["deep"](x)[0], part["deep"](x)[0])) == (["attention"], False), "the finding is true"
+    freeze(model, layers="part", inference="all")
+    assert not len(audit(model))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
+def test_the_vectors_of_spectral_normalisation(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    before = {name: array.clone() for name, array in model.named_buffers()}
+    assert paths(audit(model)) == {"UF201": ("0",)}
+    model(torch.ones(2, 4))
+    assert any(not torch.equal(array, before[name]) for name, array in model.named_buffers()), "the finding is true"
+    freeze(model, layers="0")
+    assert not len(audit(model))
+
+
+def test_what_is_no_optimizer_is_refused_and_not_passed_over() -> None:
+    model = network()
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    for wrong in ("adam", 3, list(model.parameters()), model.parameters(), torch.optim.SGD):
+        with pytest.raises(ArgumentError, match=r"optimizer= is an optimizer of torch\.optim"):
+            audit(model, wrong)
+    with pytest.raises(ArgumentError, match="Give the one inside it"):
+        audit(model, scheduler)
 
 
 def test_memory_that_is_shared() -> None:

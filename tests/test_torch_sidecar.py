@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -67,6 +68,10 @@ def test_a_record_in_safetensors_is_applied_and_checked_in_another_process(tmp_p
     freeze(model, layers="0", rows=slice(0, 40))
     file = tmp_path / "model.safetensors"
     save_file(model.state_dict(), file, metadata=record(model, values=True).metadata)
+    with safe_open(file, "pt") as stream:
+        metadata = stream.metadata()
+    assert all(type(key) is type(value) is str for key, value in metadata.items())
+    assert apply(model, metadata).frozen == freezing.frozen
     now = freeze(model, layers=["1", "2"])
     assert in_another_process(RESTORED, file) == " ".join([str(now.digest()), *freezing.frozen])
 

@@ -176,9 +176,10 @@ def _need_values(backend: Backend, model: object, tree: Layer, read: Record) -> 
     label, known = label_of(tree, backend), model._fingerprints if isinstance(model, Freezing) and not backend.in_place else {}
     wrong = list(read.differing(tree, label, lambda array, rows: known.get(array.path) or fingerprint(backend, array.array, rows)))
     if wrong:
+        counted = f"one array of {label} differs" if len(wrong) == 1 else f"{len(wrong)} arrays of {label} differ"
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise FrozenMovedError(
-            f"These are not the weights that were frozen: {len(wrong)} arrays of {label} differ from the record.\n  {shown}\n"
+            f"These are not the weights that were frozen: {counted} from the record.\n  {shown}\n"
             "  Load the weights that belong to the record first; or apply(model, record, values=False) to freeze whatever is there."
         )
 

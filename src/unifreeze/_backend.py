@@ -143,6 +143,19 @@ class Backend(ABC):
         """
         return {}
 
+    def draws(self, layer: Layer) -> bool:
+        """Whether a layer draws random numbers in training mode, for ``audit``: a layer of dropout, or one that has a rate of its own (``dropout=0.1``)."""
+        own = getattr(layer.native, "__dict__", {})
+        return layer.kind == "dropout" or any("drop" in name and name[0] != "_" and type(rate) is float and rate > 0 for name, rate in own.items())
+
+    def optimizer(self, given: Any) -> Any:
+        """Returns what ``audit`` shall look at for one thing that the user gave as ``optimizer=``, such as the transformation inside a training state.
+
+        Raises:
+            ArgumentError: If it does not train models of this framework. By default anything is taken.
+        """
+        return given
+
     def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:  # noqa: ARG002 - for those who have rules
         """Looks for what only this framework can get wrong. Nothing by default. It changes nothing.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._rows import Rows
@@ -40,12 +41,14 @@ class Clue:
         optimizer: The class of an optimizer that holds it, or empty.
         moments: Whether that optimizer keeps state for it.
         decay: The weight decay of that optimizer.
+        left_out: Whether a mask of the optimizer leaves it out, so that its raw gradient may be handed on as the update.
     """
 
     gradient: str = ""
     optimizer: str = ""
     moments: bool = False
     decay: float = 0.0
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class Difference:
     factor: float | None = None
 
     def __str__(self) -> str:
-        return f"by {self.relative:.3g} of its norm (at most {self.largest:.3g}, in {self.elements:,} of {self.size:,} elements)"
+        by = f"by {self.relative:.3g} of its norm" if isfinite(self.relative) else "away from zeros"
+        return f"{by} (at most {self.largest:.3g}, in {self.elements:,} of {self.size:,} elements)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +156,21 @@ def _training(found: Difference | None, clue: Clue, *, replaced: bool) -> tuple[
     if clue.gradient:
         stale = "a gradient was left on it" if clue.gradient == "some" else "a gradient of zeros was left on it, which is enough for momentum and decay"
         return "gradient", f"{stale}, and {holder} applied it", "freeze(model, …) drops it; by hand, clear it when you freeze: parameter.grad = None"
+    return _held(clue, holder)
+
+
+def _held(clue: Clue, holder: str) -> tuple[Cause, str, str]:
+    """What the optimizer alone tells."""
     if clue.moments:
         repair = "make it for what is trainable now: freezing.optimizer(…), freezing.attach(optimizer), or freezing.carry(…)"
         return "moments", f"{holder} keeps moments for it, from another plan than this one", repair
     if clue.optimizer:
         return "optimizer", f"{holder} still trains it", "make the optimizer for what is trainable: freezing.optimizer(…) or freezing.attach(optimizer)"
-    return "unknown", "nothing tells by what", "look for what writes to it: an optimizer that was made before the freeze, a load, an update of your own"
+    if clue.left_out:
+        why = "a mask of the optimizer leaves it out, and optax.masked hands on the raw gradient of what it leaves out as the update"
+        return "gradient", why, "make it for what is trainable: freezing.optimizer(…), or optax.partition with optax.set_to_zero() for the rest"
+    repair = "look for what writes to it: an optimizer that was made before the freeze, a load, an update of your own; optimizer=… may tell more"
+    return "unknown", "nothing tells by what", repair
 
 
 def explain(moves: list[Moved], label: str, *, exact: bool) -> str:
@@ -165,7 +178,11 @@ def explain(moves: list[Moved], label: str, *, exact: bool) -> str:
     shown = [f"  {one}" for one in moves[:10]]
     rest = [f"  … and {len(moves) - 10} more"] if len(moves) > 10 else []
     vague = not exact and any(one.cause in {"gradient", "moments", "optimizer", "unknown", "statistics", "state"} for one in moves)
-    hint = ["  By how much, and a surer cause: keep copies before training, with freezing.remember(exact=True) or guard(model, exact=True)."] if vague else []
+    hint = (
+        ["  By how much, and a surer cause: keep copies before training: freezing = freezing.remember(exact=True), or guard(model, exact=True)."]
+        if vague
+        else []
+    )
     return "\n".join([f"{len(moves)} of the promises made for {label} are broken.", *shown, *rest, *hint])
 
 

@@ -109,7 +109,7 @@ class Record:
 
     @classmethod
     def read(cls, source: Record | Mapping[str, object] | str | os.PathLike[str]) -> Self | Record:
-        """Reads a record from its dictionary form, its JSON text, or a JSON file given as a ``Path``. Nothing in it is executed.
+        """Reads a record from its dictionary form, its JSON text, its ``metadata``, or a file given as a ``Path``. Nothing in it is executed.
 
         Raises:
             RecipeError: If it does not have the form of a record; the message names the place.
@@ -214,7 +214,9 @@ class Record:
 
 
 def plain(source: object) -> object:
-    """Reads JSON text or a JSON file; anything else is given back as it is."""
+    """Reads JSON text, a JSON file, or metadata of a safetensors file as ``safe_open(…).metadata()`` gives it; anything else is given back as it is."""
+    if isinstance(source, Mapping) and isinstance(source.get("unifreeze"), str):
+        source = source["unifreeze"]
     if isinstance(source, os.PathLike):
         try:
             source = _metadata(Path(source)) if Path(source).suffix == ".safetensors" else Path(source).read_text(encoding="utf-8")
@@ -232,7 +234,11 @@ def _metadata(file: Path) -> str:
     """The record in the header of a safetensors file: the length of the header in eight bytes, the header as JSON (github.com/huggingface/safetensors)."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(min(length, _HEADER)))
+        text = stream.read(min(length, _HEADER))
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{file.name} has no header of a safetensors file; was it written to the end?\n  {error}") from error
     found = header.get("__metadata__", {}).get("unifreeze") if isinstance(header, dict) else None
     if found is None:
         raise RecipeError(f"{file.name} has no record in its metadata.\n  Save it with one: save_file(tensors, file, metadata=record(model).metadata).")

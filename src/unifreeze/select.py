@@ -190,7 +190,8 @@ class _Glob(_Matching):
         return components_match(self.components, layer.path.split(".") if layer.path else [])
 
     def hints(self, scene: Scene) -> tuple[str, ...]:
-        for spelt, word in product((str, str.lower), ("type", "kind")):  # as it is written; then whatever its case
+        ways: tuple[Callable[[str], str], ...] = (str, str.lower)  # as it is written; then whatever its case
+        for spelt, word in product(ways, ("type", "kind")):
             meant = next((name for name in sorted({getattr(node, word) for node in scene.nodes}) if spelt(name) == spelt(self.pattern)), None)
             if meant is not None:
                 return (f"it names a {word}: layers='{word}:{meant}' picks by {word}",)

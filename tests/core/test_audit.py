@@ -170,3 +170,12 @@ def test_what_it_does_not_know_is_refused(model: toynet.Layer) -> None:
         Finding("MINE1", "bad", (), "", "")  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="is a Freezing or a selector"):
         audit(model, trainable={"stem": True})
+
+
+def test_sentences_begin_with_a_capital_and_code_stays_as_it_is(model: toynet.Layer) -> None:
+    optimizer = toynet.Optimizer([v for v in every(model) if v is not model.head.kernel], 0.1)
+    by_hand(model.stem)
+    text = str(audit(model, optimizer))
+    assert "    It is trainable and in no optimizer" in text
+    assert "    freezing.attach(optimizer) adds it" in text
+    assert "    Freeze it with unifreeze" in text

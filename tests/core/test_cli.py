@@ -174,6 +174,8 @@ def test_an_audit_ends_with_1_where_it_finds_something(inside: Inside) -> None:
     codes = [word for finding in told["findings"] for word in ("--ignore", finding["code"])]
     assert inside("audit", "models:frozen_norm", *codes).returncode == 0
     assert "stem.norm" in inside("audit", "models:frozen_norm").stdout
+    table = inside("audit", "models:ready", "--format", "markdown")
+    assert (table.returncode, table.stderr) == (0, "Chain (toynet): nothing found (the model)\n")
 
 
 def test_a_freeze_is_shown_and_written(here: Path) -> None:
@@ -190,6 +192,26 @@ def test_a_freeze_is_shown_and_written(here: Path) -> None:
         model = ToynetKit().reference()
         apply(model, here / file)
         assert [model.stem.conv.kernel.trainable, model.body.layer_1.kernel.trainable, model.head.kernel.trainable] == [False, True, False]
+
+
+def test_a_record_is_checked_and_applied_as_a_recipe_is(inside: Inside) -> None:
+    assert inside("freeze", "models:ready", "stem", "--output", "r.yaml", "--record", "r.json").returncode == 0
+    shown = [inside("recipe", "apply", file, "models:ready", "--format", "markdown") for file in ("r.yaml", "r.json")]
+    assert shown[0].stdout == shown[1].stdout
+    assert "| frozen |" in shown[0].stdout
+    assert inside("recipe", "check", "r.yaml").stdout == "r.yaml: 1 step\n"
+    told = json.loads(inside("recipe", "check", "r.json", "models:ready", "--json").stdout)
+    assert (told["layers"], told["frozen"][0]) == (len(json.loads(Path("r.json").read_text())["layers"]), "stem.conv.kernel")
+    foreign = inside("recipe", "apply", "r.json", "models:built")
+    assert (foreign.returncode, foreign.stdout) == (2, "")
+    assert "RecipeError: This record of Chain (toynet) does not fit" in foreign.stderr
+
+
+def test_a_file_that_can_not_be_written_is_said(inside: Inside) -> None:
+    done = inside("freeze", "models:ready", "stem", "--output", 300 * "x")
+    assert done.returncode == 2
+    assert "File name too long" in done.stderr
+    assert "please report" not in done.stderr
 
 
 def test_a_freeze_on_top_of_another_is_written_whole(here: Path) -> None:
@@ -231,6 +253,10 @@ WRONG = {
     "the user's code exits": (["layers", "models:leaving"], 3, "TargetError", "models:leaving() raised SystemExit: 0"),
     "the user's module raises": (["layers", "half:model"], 3, "TargetError", "import half raised ModuleNotFoundError: No module named 'a_package_that"),
     "no demo": (["demo", "--framework", "theano"], 2, "UsageError", "keras, torch, jax"),
+    "no folder for a page": (["summary", "models:ready", "--format", "html", "--output", "none/p.html"], 2, "UsageError", "there is no folder"),
+    "no folder for a recipe": (["recipe", "record", "models:frozen", "--output", "none/r.yaml"], 2, "UsageError", "there is no folder"),
+    "no folder for one of two": (["freeze", "models:ready", "stem", "--output", "r.yaml", "--record", "none/r.json"], 2, "UsageError", "there is no folder"),
+    "a folder in place of a file": (["freeze", "models:ready", "stem", "--output", "."], 2, "UsageError", "is a folder"),
     "no recipe": (["recipe", "show", "none.yaml"], 2, "RecipeError", "none.yaml"),
 }
 
@@ -244,6 +270,7 @@ def test_an_error_is_a_sentence_and_an_exit_status(inside: Inside, case: str) ->
     assert f"{kind}: " in done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert not Path("r.yaml").exists(), "nothing was written"
 
 
 @pytest.mark.parametrize("case", ["a selector that picks nothing", "no option", "the user's code raises"])

@@ -187,6 +187,7 @@ def test_by_how_much(before: list[float], now: list[float], expected: Difference
     assert (found.largest, found.elements, found.size) == (expected.largest, expected.elements, expected.size)
     assert found.factor == (None if expected.factor is None else pytest.approx(expected.factor))
     assert found.relative == pytest.approx(expected.relative)
+    assert ("away from zeros (at most" in str(found)) == (expected.relative == float("inf"))
 
 
 def test_a_number_that_is_none_now_is_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -90,4 +91,7 @@ class Report:
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + ("" if words.endswith((".", ")")) else ".")
+    """With a capital letter, unless it begins with code: a call, a path, an assignment."""
+    first = words.split(" ", 1)[0]
+    begin = first if re.search(r"[(._=]", first) or " = " in words[: len(first) + 3] else first.capitalize()
+    return begin + words[len(first) :] + ("" if words.endswith((".", ")")) else ".")

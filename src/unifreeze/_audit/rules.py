@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,16 +21,21 @@ def of_tree(backend: Backend, model: Any, tree: Layer) -> Iterator[Finding]:
     nodes = list(tree.walk())
     frozen, modes = {path for path, whole in wholes(tree).items() if whole}, backend.modes(model, tree)
     loose = [layer for layer in nodes if layer.path in frozen and layer.inference is None and modes.get(layer.path) != "still"]
-    keep = [layer for layer in loose if any(buffer.role in _STATISTICS for buffer in layer.buffers)]
+    keep = [layer for layer in loose if any(map(_moves, layer.buffers))]
     moving, unseen = ([layer.path for layer in keep if (modes.get(layer.path) == "training") == seen] for seen in (True, False))
     yield from _one("UF201", moving, "its parameters are frozen and its statistics go on moving: it runs in training mode", _HOLD)
     yield from _one("UF202", unseen, "its parameters are frozen, and its statistics move in every step that runs it in training mode", _HOLD)
-    active = [layer.path for layer in loose if layer.kind == "dropout"]
+    active = [layer.path for layer in loose if backend.draws(layer)]
     whole = "for outputs that are to be kept or compared, freeze(model, layers=…, inference='all')"
-    yield from _one("UF203", active, "dropout stays active in a frozen part, so that its outputs differ from call to call", whole)
+    yield from _one("UF203", active, "dropout or noise stays active in a frozen part, so that its outputs differ from call to call", whole)
     for path, why in backend.objections(model):
         yield Finding.of("UF204", (path,), why, "see to it that a gradient reaches it, or freeze it")
     yield from _tied(nodes)
+
+
+def _moves(buffer: Parameter) -> bool:
+    """Whether training mode writes to it: statistics, and the vector of spectral normalisation, whatever a framework puts before its ``u``."""
+    return buffer.role in _STATISTICS or re.split("[/_]", buffer.role)[-1] == "u"
 
 
 def _tied(nodes: list[Layer]) -> Iterator[Finding]:
@@ -46,7 +52,8 @@ def _tied(nodes: list[Layer]) -> Iterator[Finding]:
 def of_optimizers(backend: Backend, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterator[Finding]:
     """What the optimizers hold, against what is frozen and what trains."""
     parameters = unique(parameter for layer in tree.walk() for parameter in layer.parameters)
-    asked = [dict(backend.clues(model, tree, optimizer, living=False)) for optimizer in optimizers or (None,)]
+    told = (backend.clues(model, tree, optimizer, living=False) for optimizer in optimizers or (None,))
+    asked = [{path: clue for path, clue in clues.items() if not clue.left_out} for clues in told]
     frozen = [(p.path, clues[p.path]) for clues in asked for p in parameters if p.status == "frozen" and p.rows is None and p.path in clues]
     given = bool(optimizers)
 
@@ -82,7 +89,7 @@ def of_what_is_said(tree: Layer, said: Layer) -> Iterator[Finding]:
     odd = [path for path, status in here.items() if meant.get(path, status) != status]
     if odd and len(odd) == len(here) > 1:
         why = "what trains is frozen, and what is frozen trains: trainable= is the wrong way round"
-        yield Finding.of("UF604", odd, why, "True means trainable here; turn it round: jax.tree.map(lambda t: not t, mask)")
+        yield Finding.of("UF604", odd, why, "it names what trains: turn it round, ~selector, or jax.tree.map(operator.not_, mask)")
     elif odd:
         why = f"it is said to be {meant[odd[0]]}, and is {here[odd[0]]}"
         yield Finding.of("UF606", odd, why, "freeze(model, layers=…) or unfreeze, or mend what is said")

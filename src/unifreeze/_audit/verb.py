@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from unifreeze._backend import Backend
@@ -33,6 +34,9 @@ def audit(model: object, optimizer: object = None, *, trainable: object = None, 
     Returns:
         A ``Report``: ``print`` it; ``report.ok`` says whether there is neither an error nor a warning.
 
+    Raises:
+        ArgumentError: If ``optimizer`` is none, or ``ignore`` has no codes.
+
     Example:
         >>> import pytest; torch = pytest.importorskip("torch")
         >>> from unifreeze import audit
@@ -48,12 +52,15 @@ def audit(model: object, optimizer: object = None, *, trainable: object = None, 
     backend, tree = read(model)
     label = label_of(tree, backend)
     subject = model.model if isinstance(model, Freezing) else model
-    given = _several(optimizer)
+    given = tuple(backend.optimizer(one) for one in _several(optimizer))
     said = as_said(backend, subject, tree, trainable)
     shown = tree if (backend.in_place and backend.has_flags) or isinstance(model, Freezing) else said
     skip = _codes(ignore)
     found = [one for one in _found(backend, subject, shown, said if trainable is not None else None, given) if one.code not in skip]
+    found = [one for one in map(_beside(found), found) if one is not None]
+    unsaid = trainable is None and not (backend.in_place and backend.has_flags) and all(p.status != "frozen" for p in shown.arrays())
     checked = ("the model", *(f"its {type(one).__name__}" for one in given), *(["what is said to train"] if trainable is not None else []))
+    checked += ("all of it as trainable, since trainable= says nothing else",) if unsaid else ()
     return Report(label, tuple(sorted(found, key=lambda one: (SEVERITIES.index(one.severity), one.code))), checked)
 
 
@@ -66,6 +73,19 @@ def _found(backend: Backend, model: Any, tree: Layer, said: Layer | None, optimi
         if not isinstance(one, Finding):
             raise BackendError(f"A plugin answered unifreeze_audit with {one!r}, which is no Finding.")
         yield one
+
+
+def _beside(found: list[Finding]) -> Callable[[Finding], Finding | None]:
+    """Takes from a note that an optimizer passes over something what an error says moves; ``None`` if nothing is left."""
+    wrong = {path for one in found if one.severity == "error" for path in one.paths}
+
+    def left(one: Finding) -> Finding | None:
+        if one.code != "UF104":
+            return one
+        paths = tuple(path for path in one.paths if path not in wrong)
+        return replace(one, paths=paths) if paths else None
+
+    return left
 
 
 def _several(optimizer: object) -> tuple[Any, ...]:

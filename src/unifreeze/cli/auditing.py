@@ -8,7 +8,7 @@ import unifreeze
 
 from .ending import FOUND
 from .options import Arguments, Debug, Form, Format, Json, Target, form
-from .output import Lines, put
+from .output import Lines, put, say
 from .target import built, called
 
 
@@ -33,4 +33,5 @@ def audit(
     else:
         rows = [(one.code, one.severity, ", ".join(one.paths), one.why, one.repair) for one in report]
         Lines(("Code", "Severity", "Where", "Why", "Repair"), rows).show(how, report.to_dict())
+        say(report.verdict())
     raise typer.Exit(0 if report.ok else FOUND)

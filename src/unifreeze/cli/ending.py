@@ -72,6 +72,8 @@ def _told(error: Exception) -> tuple[str, str, int, str]:
         return type(error).__name__, str(error), WRONG, ""
     if isinstance(error, TargetError):
         return "TargetError", f"{error}\n  {_place(error.__cause__)}", FOREIGN, "  --debug shows the whole way there."
+    if isinstance(error, OSError) and error.filename:
+        return type(error).__name__, f"{error.filename}: {error.strerror}", WRONG, "  Name a file that can be read, or written, there."
     return type(error).__name__, str(error), FOREIGN, "  This was not foreseen. --debug shows where it comes from; please report it."
 
 

@@ -12,7 +12,7 @@ from unifreeze._summary.columns import COLUMNS
 from unifreeze._summary.wanted import SORTS
 from unifreeze.plugin import Layer
 
-from .options import Arguments, Debug, Form, Format, Json, Layers, Selectors, Target, form, selector
+from .options import Arguments, Debug, Form, Format, Json, Layers, Selectors, Target, form, place, selector
 from .output import Lines, as_json, say, show
 from .target import built
 
@@ -57,7 +57,9 @@ def summary(
         typer.Option(metavar="SHAPE", help="The shape of an input, such as 1,3,224,224: shows output shapes; may be repeated.", show_default=False),
     ] = None,
     optimizer: Annotated[str | None, typer.Option(metavar="NAME", help="Add what training needs with it, such as adamw.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the page of --format html to a file: it needs nothing else.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the page of --format html to a file: it needs nothing else.", callback=place, show_default=False)
+    ] = None,
     arg: Arguments = None,
     format: Form = Format.table,
     json: Json = False,
@@ -90,8 +92,8 @@ def freeze(
     more: Layers = None,
     params: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Narrow to parameters: a role or a glob, such as bias.", show_default=False)] = None,
     inference: Annotated[Held, typer.Option(help="What is kept still beside parameters: statistics (norm), all behaviour, or nothing.")] = Held.norm,
-    output: Annotated[Path | None, typer.Option(help="Write this freeze as a recipe: .yaml, .yml or .json.", show_default=False)] = None,
-    record: Annotated[Path | None, typer.Option(help="Write what is frozen then as a record of this model: .json.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Write this freeze as a recipe: .yaml, .yml or .json.", callback=place, show_default=False)] = None,
+    record: Annotated[Path | None, typer.Option(help="Write what is frozen then as a record of this model: .json.", callback=place, show_default=False)] = None,
     depth: Depth = None,
     arg: Arguments = None,
     format: Form = Format.table,

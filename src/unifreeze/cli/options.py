@@ -1,6 +1,7 @@
 """The words that commands share."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,19 @@ Form = Annotated[Format, typer.Option("--format", help="How to print.")]
 Json = Annotated[bool, typer.Option("--json", help="The same as --format json; errors are JSON, too.")]
 PlainJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON, too.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def place(file: Path | None) -> Path | None:
+    """Looks, before anything is built, whether a file can be put there.
+
+    Raises:
+        typer.BadParameter: If there is no such folder, or a folder in its place.
+    """
+    if file is not None and not file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.absolute().parent}")
+    if file is not None and file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder; name a file in it")
+    return file
 
 
 def selector(texts: list[str] | None, more: list[str] | None) -> list[str] | None:

@@ -5,17 +5,19 @@ from typing import Annotated
 
 import typer
 
-from unifreeze import Recipe, apply, port
+from unifreeze import Recipe, Record, apply, port
+from unifreeze._record import is_record
 from unifreeze.errors import ArgumentError
 
-from .options import TARGET, Arguments, Debug, Format, Json
+from .options import TARGET, Arguments, Debug, Form, Format, Json, form, place
 from .output import as_json, say, show
 from .target import built
 
 app = typer.Typer(help="Recipes: what is frozen, as a file.", no_args_is_help=True, rich_markup_mode=None)
 Source = Annotated[Path, typer.Argument(help="A recipe, JSON or YAML.", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option("--output", "--out", help="Where to write the recipe: .json, .yaml or .yml; printed if left out.", show_default=False)
+    Path | None,
+    typer.Option("--output", "--out", help="Where to write the recipe: .json, .yaml or .yml; printed if left out.", callback=place, show_default=False),
 ]
 Model = Annotated[str, typer.Argument(help=TARGET, show_default=False)]
 
@@ -48,20 +50,21 @@ def check(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check that a recipe can be read and, given a target, that it fits the model. Exits with 2 if not."""
-    found = Recipe.read(file)
+    """Check that a recipe, or a record, can be read and, given a target, that it fits the model. Exits with 2 if not."""
+    found = _read(file)
+    what, count = ("layer", len(found.layers)) if isinstance(found, Record) else ("step", len(found.steps))
     fitted = apply(built(target, arg), found) if target else None
     if json:
-        as_json({"file": str(file), "steps": len(found.steps), "frozen": None if fitted is None else list(fitted.frozen)})
+        as_json({"file": str(file), f"{what}s": count, "frozen": None if fitted is None else list(fitted.frozen)})
     else:
-        print(f"{file}: {len(found.steps)} steps" + (f"; {fitted!r}" if fitted else ""))
+        print(f"{file}: {count} {what}{'s' if count > 1 else ''}" + (f"; {fitted!r}" if fitted else ""))
 
 
 @app.command("apply")
-def apply_it(file: Source, target: Model, arg: Arguments = None, json: Json = False, debug: Debug = False) -> None:
-    """Apply a recipe to the model that the target makes, and print its summary."""
-    found = Recipe.read(file)
-    show(apply(built(target, arg), found).summary(), Format.json if json else Format.table)
+def apply_it(file: Source, target: Model, arg: Arguments = None, format: Form = Format.table, json: Json = False, debug: Debug = False) -> None:
+    """Apply a recipe, or a record, to the model that the target makes, and print its summary."""
+    how, found = form(format, json), _read(file)
+    show(apply(built(target, arg), found).summary(), how)
 
 
 @app.command("port")
@@ -93,6 +96,11 @@ def port_it(
     else:
         _deliver(found, out)
         print(done)
+
+
+def _read(file: Path) -> Recipe | Record:
+    """A record looks different, and fits one architecture alone."""
+    return Record.read(file) if is_record(file) else Recipe.read(file)
 
 
 def _deliver(found: Recipe, out: Path | None) -> None:

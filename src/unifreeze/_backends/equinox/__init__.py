@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn
 
 import equinox as eqx
 
-from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, fingerprints, trainable, values
+from unifreeze._backends.jax import abstract, adopt, clues, findings, fingerprint, fingerprints, known, trainable, values
 from unifreeze._backends.jax.plan import plan_of
 from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
@@ -74,6 +74,10 @@ class EquinoxBackend(Backend):
         """What an optimizer's state keeps for a leaf."""
         del model, living
         return clues(tree, optimizer)
+
+    def optimizer(self, given: Any) -> Any:
+        """A transformation of optax, or the one in a training state."""
+        return known(given)
 
     def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
         """What an optax chain moves."""

@@ -15,7 +15,7 @@ import jax
 from unifreeze.plugin import Applied, Backend, Clue, Finding, Inputs, Layer, Request, Rows, Slots, Traced, hookimpl, named, with_state
 from unifreeze.plugin import Shape as OutputShape
 
-from .audit import findings
+from .audit import findings, known
 from .clues import clues, values
 from .fingerprint import fingerprint, fingerprints
 from .layers import layer_of
@@ -27,7 +27,7 @@ from .shapes import linen_shapes
 from .slots import SLOTS
 from .tree import Copies, collections_of, entries, is_array
 
-__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "fingerprints", "plan_of", "trainable", "values"]
+__all__ = ["BACKEND", "JaxBackend", "Plan", "abstract", "clues", "findings", "fingerprint", "fingerprints", "known", "plan_of", "trainable", "values"]
 
 
 class JaxBackend(Backend):
@@ -74,6 +74,10 @@ class JaxBackend(Backend):
         """What an optimizer's state keeps for a leaf."""
         del model, living
         return clues(tree, optimizer)
+
+    def optimizer(self, given: Any) -> Any:
+        """A transformation of optax, or the one in a training state."""
+        return known(given)
 
     def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
         """What an optax chain moves."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unifreeze.plugin import Finding, Layer
+from unifreeze.plugin import ArgumentError, Finding, Layer
 
-from .checks import is_transformation
+from .checks import is_transformation, shown
 from .tree import collections_of, flat, is_array, is_inexact
 
-#: A schedule may begin at a rate of 0, and ``MultiSteps`` moves at every k-th step.
-_STEPS = 8
+#: At least so many steps: a schedule may begin at a rate of 0. And at most so many, until something moves: gradients may be accumulated over many.
+_STEPS, _MOST = 8, 128
 _RATE = "take an optimizer of what trains: freezing.optimizer(tx), or optax.partition({'trainable': tx, 'frozen': optax.set_to_zero()}, labels)"
 
 
@@ -40,6 +41,19 @@ def findings(model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterator[F
     return tried([(one, model) for one in optimizers if is_transformation(one)], statuses(tree))
 
 
+def known(given: Any) -> Any:
+    """Returns what was given, if it is a transformation, or the one inside a training state.
+
+    Raises:
+        ArgumentError: If there is none.
+    """
+    inner = getattr(given, "tx", given)
+    if is_transformation(inner) and not isinstance(inner, type):
+        return inner
+    repair = "Give what makes the updates, optax.adamw(1e-3): it is run on a state of its own."
+    raise ArgumentError(f"optimizer= is an optax transformation, what holds one, or a list of several.\n  given: {shown(given)}\n  {repair}")
+
+
 def statuses(tree: Layer) -> dict[str, str]:
     """What is meant of each parameter, a shared one at the first of its paths."""
     first = {id(p.array): p for layer in reversed(list(tree.walk())) for p in reversed(layer.parameters) if not p.untrainable}
@@ -54,7 +68,9 @@ def tried(pairs: list[tuple[Any, Any]], meant: Mapping[str, str]) -> Iterator[Fi
             found = run(tx, model)
         except Exception as error:  # noqa: BLE001 - whatever a user's transformation raises on made gradients
             why = f"the transformation could not be run on made gradients: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-            yield Finding.of("UF605", (), why, "give the very transformation that trains this tree; one that needs the loss can't be looked at")
+            yield Finding.of(
+                "UF605", (), why, "give the very transformation that trains this tree; one that asks for more than a loss and its value can't be looked at"
+            )
             return
         seen.pulled |= found.pulled
         seen.drifted |= found.drifted
@@ -81,10 +97,10 @@ def judged(seen: Moves, meant: Mapping[str, str]) -> Iterator[Finding]:
         raw = all(path in seen.raw for path in pulled)
         how = "lets its raw gradient through as the update, which climbs" if raw else "moves it by its gradient"
         yield Finding.of("UF601", pulled, f"it is frozen, and the optimizer {how}", _RATE)
-    if still and seen.pulled:
-        yield Finding.of(
-            "UF603", still, "it is trainable, and the optimizer does not move it", "look at its mask or labels: True means trainable in trainable_mask"
-        )
+    if still:
+        where = "" if seen.pulled else f", nor anything else in {_MOST} steps"
+        repair = "look at its mask, its labels or its wrt: True means trainable in trainable_mask; if it is meant to be frozen, say what trains: trainable="
+        yield Finding.of("UF603", still, f"it is trainable, and the optimizer does not move it{where}", repair)
 
 
 def run(tx: Any, model: Any) -> Moves:
@@ -94,19 +110,35 @@ def run(tx: Any, model: Any) -> Moves:
 
     @jax.jit
     def step(gradients: Any, state: Any, params: Any) -> Any:
-        updates, state = tx.update(gradients, state, params)
+        updates, state = tx.update(gradients, state, params, **_further(tx, gradients, params))
         given, made = flat(gradients).by_name, {name: new for name, new in flat(updates).by_name.items() if name in names and is_array(new)}
         return {name: (jnp.any(new != 0), jnp.all(new == given[name])) for name, new in made.items()}, state
 
-    seen = Moves()
-    for gradients, into in ((jax.tree_util.tree_map(_gradient, params), seen.pulled), (jax.tree_util.tree_map(jnp.zeros_like, params), seen.drifted)):
+    seen, most = Moves(), _MOST
+    for gradients, into in ((jax.tree_util.tree_map(_gradient, params), seen.pulled), (jax.tree_util.tree_map(_zeros, params), seen.drifted)):
         state = tx.init(params)
-        for _ in range(_STEPS):
+        for taken in range(1, most + 1):
             found, state = step(gradients, state, params)
             moved = {name for name, (any_, _) in found.items() if any_}
             into.update(moved)
             seen.raw |= {name for name in moved if found[name][1]}
+            if seen.pulled and taken >= _STEPS and into is seen.pulled:
+                most = taken
+                break
     return seen
+
+
+def _further(tx: Any, gradients: Any, params: Any) -> dict[str, Any]:
+    """What ``optax.GradientTransformationExtraArgs`` may ask for besides: the value of a loss, and the loss, here the linear one that has these gradients."""
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature(tx.update).parameters.values()):
+        return {}
+    slopes = flat(gradients).by_name
+
+    def loss(at: Any, **_: Any) -> Any:
+        terms = [jnp.vdot(slopes[name], array) for name, array in flat(at).by_name.items() if name in slopes and is_array(array)]
+        return sum((term.real.astype(jnp.float32) for term in terms), jnp.zeros(()))
+
+    return {"value": loss(params), "grad": gradients, "value_fn": loss}
 
 
 def _parameters(model: Any) -> Any:
@@ -121,7 +153,11 @@ def _parameters(model: Any) -> Any:
     return jax.tree_util.tree_map(leaf, inner)
 
 
+def _zeros(array: Any) -> Any:
+    return np.zeros(array.shape, array.dtype)
+
+
 def _gradient(array: Any) -> Any:
     """Numbers of either sign, of which none is zero, made without anybody's random state."""
     rng = np.random.default_rng(array.size)
-    return jnp.asarray(rng.uniform(0.5, 1.5, array.shape) * rng.choice([-1.0, 1.0], array.shape)).astype(array.dtype)
+    return (rng.uniform(0.5, 1.5, array.shape) * rng.choice([-1.0, 1.0], array.shape)).astype(array.dtype)

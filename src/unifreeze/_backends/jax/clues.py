@@ -11,19 +11,37 @@ from unifreeze.plugin import Clue, Layer
 
 from .tree import absent, is_array, split, text
 
+Slots = set[tuple[tuple[str, ...], tuple[int, ...]]]
+
 
 def clues(tree: Layer, state: Any) -> dict[str, Clue]:
-    """Returns the clues of every parameter that a state keeps an array of the same shape and name for; none without a state."""
-    found = _slots(getattr(state, "opt_state", state))
-    return {p.path: Clue(optimizer="the optimizer", moments=True) for layer in tree.walk() for p in layer.parameters if _kept(p.path, p.shape, found)}
+    """Returns the clues of every parameter that a state keeps an array of the same shape and name for, or a mask leaves out; none without a state."""
+    inner = getattr(state, "opt_state", state)
+    found, left = _slots(inner), _left_out(inner)
+    given = ((p.path, _clue(p.path, p.shape, found, left)) for layer in tree.walk() for p in layer.parameters)
+    return {path: clue for path, clue in given if clue is not None}
 
 
-def _slots(state: Any) -> set[tuple[tuple[str, ...], tuple[int, ...]]]:
+def _clue(path: str, shape: tuple[int, ...], found: Slots, left: set[tuple[str, ...]]) -> Clue | None:
+    if _kept(path, shape, found):
+        return Clue(optimizer="the optimizer", moments=True)
+    parts = tuple(path.split("."))
+    out = any(keys[-depth:] == parts[:depth] for keys in left for depth in range(1, len(parts) + 1))
+    return Clue(left_out=True) if out else None
+
+
+def _left_out(state: Any) -> set[tuple[str, ...]]:
+    """Where the state has a ``MaskedNode``, the mask of an ``optax.masked`` is ``False``."""
+    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=absent)[0] if state is not None else []
+    return {tuple(part for key in keys for part in split(text(key))) for keys, leaf in leaves if absent(leaf) and leaf is not None}
+
+
+def _slots(state: Any) -> Slots:
     leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=absent)[0] if state is not None else []
     return {(tuple(part for key in keys for part in split(text(key))), np.shape(leaf)) for keys, leaf in leaves if is_array(leaf) and np.ndim(leaf)}
 
 
-def _kept(path: str, shape: tuple[int, ...], slots: set[tuple[tuple[str, ...], tuple[int, ...]]]) -> bool:
+def _kept(path: str, shape: tuple[int, ...], slots: Slots) -> bool:
     parts = tuple(path.split("."))
     return any(shape == there and tuple(part for part in keys if part != "value")[-len(parts) :] == parts for keys, there in slots)
 

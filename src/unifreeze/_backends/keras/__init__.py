@@ -90,10 +90,17 @@ class KerasBackend(Backend):
         del model
         return audit.modes(tree)
 
+    def draws(self, layer: Layer) -> bool:
+        """Dropout, also of a recurrent cell, and noise."""
+        return super().draws(layer) or (isinstance(layer.native, keras.layers.GaussianNoise) and layer.native.stddev > 0)
+
+    def optimizer(self, given: Any) -> Any:
+        """An optimizer of Keras."""
+        return audit.known(given)
+
     def audit(self, model: Any, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
         """Flags against variables, and against what was compiled."""
-        del optimizers
-        return audit.findings(model, tree)
+        return audit.findings(model, tree, optimizers)
 
     def remarks(self, tree: Layer) -> tuple[str, ...]:
         """Keras's own figures where they differ, the optimizer's arrays, and flags that do not say what happens."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import keras
 
-from unifreeze.plugin import Finding, Layer
+from unifreeze.plugin import ArgumentError, Finding, Layer
 
 from . import functions, pin, tree
 
@@ -19,8 +19,25 @@ def modes(root: Layer) -> dict[str, Literal["training", "still"]]:
     return {layer.path: "still" if getattr(layer.native, "rate", None) == 0 else "training" for layer in root.walk()}
 
 
-def findings(model: Any, root: Layer) -> Iterator[Finding]:
+def known(given: Any) -> Any:
+    """Returns what was given, if it is an optimizer.
+
+    Raises:
+        ArgumentError: Otherwise.
+    """
+    if isinstance(given, keras.optimizers.Optimizer):
+        return given
+    repair = "The one that the model was compiled with is looked at in any case; leave optimizer= out, or give it as you made it: keras.optimizers.Adam()."
+    raise ArgumentError(f"optimizer= is an optimizer of Keras, or a list of several.\n  given: {type(given).__name__}\n  {repair}")
+
+
+def findings(model: Any, root: Layer, optimizers: tuple[Any, ...]) -> Iterator[Finding]:
     """Asks every rule of Keras's."""
+    ours = {id(p.array) for layer in root.walk() for p in layer.parameters}
+    for optimizer in optimizers:
+        if optimizer.built and ours.isdisjoint(map(id, optimizer._trainable_variables)):
+            why = f"the {type(optimizer).__name__} was built for no variable of this model: it was made for another one, or for a copy"
+            yield Finding.of("UF112", (), why, "make one for this model, and let its first step build it")
     yield from _masked(model, root)
     yield from _leaking(root)
     for layer in root.walk():
@@ -39,11 +56,9 @@ def _compiled(model: Any, root: Layer) -> Iterator[Finding]:
     if odd:
         engine = keras.backend.backend()
         does = {"tensorflow": "TensorFlow ignores it", "jax": "JAX raises, or mixes weights up", "torch": "PyTorch freezes, and raises on what is unfrozen"}
-        compiled = "compiled" if functions.in_use(model) else "built"
-        why = f"its flag was changed after training had been {compiled}: {does.get(engine, 'what happens depends on the engine')}"
-        yield Finding.of(
-            "UF501", odd, why, "freeze(model, …) takes effect at once and keeps the optimizer; by hand: model.compile(…) again, which loses its state"
-        )
+        since = "training had been compiled" if functions.in_use(model) else "its optimizer had been built"
+        why = f"its flag was changed after {since}: {does.get(engine, 'what happens depends on the engine')}"
+        yield Finding.of("UF501", odd, why, "freeze(model, …) takes effect at once and keeps the optimizer; by hand: model.compile(…) with a new one")
 
 
 def _masked(model: Any, root: Layer) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unifreeze._backends.jax import clues, fingerprints, values
+from unifreeze._backends.jax import clues, fingerprints, known, values
 from unifreeze._backends.jax.refusals import refuse_rows
 from unifreeze._backends.jax.slots import SLOTS
 from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Rows, Shape, Slots, Traced, hookimpl, named
@@ -19,6 +19,7 @@ from . import swap, tree
 from .audit import findings, modes
 from .optimizer import Tools
 from .parts import raw
+from .said import filtered
 from .shapes import output_shapes
 
 
@@ -97,15 +98,17 @@ class NnxBackend(Backend):
         del model
         return modes(tree)
 
+    def optimizer(self, given: Any) -> Any:
+        """An ``nnx.Optimizer``, or a transformation of optax."""
+        return given if isinstance(given, nnx.Optimizer) else known(given)
+
     def audit(self, model: nnx.Module, tree: Layer, optimizers: tuple[Any, ...]) -> Iterable[Finding]:
         """What an optimizer moves."""
         return findings(model, tree, optimizers)
 
     def trainable(self, model: nnx.Module, tree: Layer, said: Any) -> Iterable[str]:
         """Reads a filter, such as the ``wrt`` of an optimizer."""
-        fits = nnx.filterlib.to_predicate(said)
-        picked = {id(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable) and fits(path, node)}
-        return [p.path for layer in tree.walk() for p in layer.parameters if id(p.array) in picked]
+        return filtered(model, tree, said)
 
 
 BACKEND = NnxBackend()

@@ -29,7 +29,7 @@ from unifreeze.plugin import (
 )
 
 from . import graph
-from .audit import findings, modes
+from .audit import findings, known, modes
 from .checkpointing import warn_of_dead_gradients, without_gradient
 from .clues import clues
 from .fingerprint import fingerprint, fingerprints, values
@@ -109,6 +109,14 @@ class TorchBackend(Backend):
         """Every module knows its mode."""
         del model
         return modes(tree)
+
+    def draws(self, layer: Layer) -> bool:
+        """Dropout, also of an attention; a recurrent network has its own between layers, so not if there is one alone."""
+        return super().draws(layer) and getattr(layer.native, "num_layers", 2) != 1
+
+    def optimizer(self, given: Any) -> Any:
+        """An optimizer of ``torch.optim``'s kind."""
+        return known(given)
 
     def audit(self, model: object, tree: Layer, optimizers: tuple[object, ...]) -> Iterable[Finding]:
         """Memory, optimizers with one state for all, and wrappers."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
-from unifreeze.plugin import Finding, Layer, Parameter
+from unifreeze.plugin import ArgumentError, Finding, Layer, Parameter
 
 from .groups import identities
 from .pin import asked
@@ -39,6 +39,19 @@ def modes(tree: Layer) -> dict[str, Mode]:
 def _inactive(module: nn.Module) -> bool:
     rates = [getattr(module, name, None) for name in _RATES if name in vars(module)]
     return bool(rates) and all(rate in {0, None} for rate in rates if isinstance(rate, int | float | None))
+
+
+def known(given: Any) -> Optimizer:
+    """Returns what was given, if it is an optimizer.
+
+    Raises:
+        ArgumentError: Otherwise.
+    """
+    if isinstance(given, Optimizer):
+        return given
+    inner = getattr(given, "optimizer", None)
+    repair = "Give the one inside it: optimizer=….optimizer." if isinstance(inner, Optimizer) else "Give it as you made it: torch.optim.AdamW(…)."
+    raise ArgumentError(f"optimizer= is an optimizer of torch.optim, or a list of several.\n  given: {type(given).__name__}\n  {repair}")
 
 
 def findings(tree: Layer, optimizers: tuple[Any, ...]) -> Iterator[Finding]:
