@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unifreeze import freeze, guard
+from unifreeze import freeze, guard, unfreeze
 from unifreeze._moves import Moved
 from unifreeze.errors import FrozenMovedError
 
@@ -200,3 +200,14 @@ def test_rows() -> None:
     found = caught(model, lambda: model[0].weight.data[2].mul_(2))
     assert found["0.weight"].difference.elements == 3
     assert "rows 0:5 moved" in found["0.weight"].why
+
+
+def test_what_was_made_trainable_by_hand_is_told_the_way_back_and_the_way_on() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    freezing = freeze(model, layers="0")
+    model[0].requires_grad_(True)
+    with pytest.raises(FrozenMovedError, match="freeze it again") as caught:
+        freezing.verify()
+    assert all("verify what unfreeze" in moved.repair for moved in caught.value.moves)
+    unfreeze(model, layers="0").verify()
+    freeze(model, layers="0").verify()

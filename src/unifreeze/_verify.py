@@ -14,6 +14,7 @@ from ._tree import STATELESS, Inference, Layer, Parameter, unique
 
 _NO_VALUES = "has no values now (an abstract, deleted or donated array)"
 _AGAIN = "is trainable again; a flag was changed by hand, or undo() or another call unfroze it"
+_MEANT = "freeze it again; or, if it is meant to train, verify what unfreeze(model, …) returns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,13 @@ def _flag(parameter: Parameter, kept: Kept) -> Moved | None:
     """What is wrong before any value is read."""
     rows = kept.rows.get(parameter.path)
     if rows is not None and parameter.status == "trainable" and len(rows - (parameter.rows or Rows(()))):
-        return Moved(parameter.path, "flag", f"rows {rows} are trainable again; was the parameter replaced, or did undo() or another call unfreeze them?")
+        return Moved(
+            parameter.path, "flag", f"rows {rows} are trainable again; was the parameter replaced, or did undo() or another call unfreeze them?", _MEANT
+        )
     if rows is None and parameter.status == "trainable":
         replaced = parameter.path in kept.ids and kept.ids[parameter.path] != id(parameter.array)
         also = "; it is another array than it was: its layer was replaced or converted" if replaced else ""
-        return Moved(parameter.path, "replaced" if replaced else "flag", _AGAIN + also, "freeze again" if replaced else "")
+        return Moved(parameter.path, "replaced" if replaced else "flag", _AGAIN + also, "freeze again" if replaced else _MEANT)
     return None
 
 
