@@ -179,3 +179,5 @@ def test_sentences_begin_with_a_capital_and_code_stays_as_it_is(model: toynet.La
     assert "    It is trainable and in no optimizer" in text
     assert "    freezing.attach(optimizer) adds it" in text
     assert "    Freeze it with unifreeze" in text
+    words = Finding.of("UF201", ("stem",), "DistributedDataParallel holds it", "leave it")
+    assert "    DistributedDataParallel holds it." in str(Report("a model", (words,), ()))

@@ -93,5 +93,5 @@ class Report:
 def _sentence(words: str) -> str:
     """With a capital letter, unless it begins with code: a call, a path, an assignment."""
     first = words.split(" ", 1)[0]
-    begin = first if re.search(r"[(._=]", first) or " = " in words[: len(first) + 3] else first.capitalize()
+    begin = first if re.search(r"[(._=]", first) or " = " in words[: len(first) + 3] else first[:1].upper() + first[1:]
     return begin + words[len(first) :] + ("" if words.endswith((".", ")")) else ".")
