@@ -76,6 +76,23 @@ def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.concatenate([across, down, words[rows * columns :]])
 
 
+def folded_bytes(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Folds the bytes of an array: those that fill words of 64 bits as ``folded`` does, and behind them the rest as it is.
+
+    Args:
+        octets: An array of shape ``(n,)``.
+
+    Example:
+        >>> import numpy as np
+        >>> folded_bytes(np.zeros(80_003, np.uint8)).size  # 99 rows of 101 words, one word and three bytes more
+        1611
+    """
+    import numpy as np
+
+    whole = octets.size // 8 * 8
+    return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
+
+
 def spread(work: Callable[[T], Made], items: Sequence[T], sizes: Iterable[int]) -> list[Made]:
     """Does what NumPy does without holding the interpreter (``folded``) to several large items at a time; to the others one by one.
 

@@ -14,7 +14,7 @@ import pluggy
 
 from . import _flow as flow
 from ._backend import Applied, Backend, Request
-from ._checksum import FACTOR, folded, spread, weights, width
+from ._checksum import FACTOR, folded, folded_bytes, spread, weights, width
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._inputs import Inputs, Shape, Spec
@@ -60,6 +60,7 @@ __all__ = [
     "concatenated",
     "flow",
     "folded",
+    "folded_bytes",
     "hookimpl",
     "hookspec",
     "merged",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import folded, spread, weights, width
+from unifreeze.plugin import folded_bytes, spread, weights, width
 
 from .tree import is_key
 
@@ -74,10 +74,7 @@ def _ended(begun: tuple[str, list[tuple[Any, ...]]] | None) -> Hashable:
 def _octets(array: Any) -> NDArray[np.uint8]:
     """The bytes of a small array; of a large one, what they fold into on the host."""
     octets = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
-    if octets.nbytes <= _SMALL:
-        return octets
-    whole = octets.nbytes // 8 * 8
-    return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
+    return octets if octets.nbytes <= _SMALL else folded_bytes(octets)
 
 
 def is_far(array: Any) -> bool:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import folded, spread
+from unifreeze.plugin import folded_bytes, spread
 
 from .folding import folded_there, is_far, nbytes
 
@@ -62,10 +62,7 @@ def _octets(value: Any) -> NDArray[np.uint8]:
         with contextlib.suppress(Exception):  # of a type that the engine can't take apart; each has its own way to say so
             return folded_there(value)
     octets = np.ascontiguousarray(_as_numpy(value)).reshape(-1).view(np.uint8)
-    if octets.nbytes <= _SMALL:
-        return octets
-    whole = octets.nbytes // 8 * 8
-    return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
+    return octets if octets.nbytes <= _SMALL else folded_bytes(octets)
 
 
 def values(array: Any) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unifreeze.plugin import folded, spread
+from unifreeze.plugin import folded_bytes, spread
 
 from .folding import folded_there
 
@@ -75,9 +75,7 @@ def _folded(array: torch.Tensor) -> bytes:
     """What a large tensor folds into: on its own device; on the CPU by NumPy, which reads the memory once, where PyTorch would read it three times."""
     if array.is_cpu:
         with contextlib.suppress(ImportError, RuntimeError, TypeError):  # no NumPy; a tensor that it can't show
-            octets = array.detach().contiguous().view(-1).view(torch.uint8).numpy()
-            whole = octets.size // 8 * 8
-            return folded(octets[:whole].view("uint64")).tobytes() + octets[whole:].tobytes()
+            return folded_bytes(array.detach().contiguous().view(-1).view(torch.uint8).numpy()).tobytes()
     return _bytes(folded_there(array))
 
 
