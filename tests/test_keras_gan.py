@@ -105,3 +105,24 @@ def test_turns_equal_two_optimizers_by_hand() -> None:
         theirs.discriminator.compile(theirs.discriminator.optimizer, "mse")
     for mine, other in zip((*values(ours.generator), *values(ours.discriminator)), (*values(theirs.generator), *values(theirs.discriminator)), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+
+
+class Times(keras.layers.Layer):
+    """Multiplies, in training alone."""
+
+    def __init__(self, factor: float, **more: Any) -> None:
+        super().__init__(**more)
+        self.factor = factor
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        return inputs * self.factor if training else inputs
+
+
+def test_functions_of_two_pinned_layers_are_not_taken_for_each_other() -> None:
+    model = keras.Sequential([keras.Input((4,)), Times(2.0, name="two"), Times(3.0, name="three"), keras.layers.Dense(1, kernel_initializer="ones")])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    plain = float(np.mean(X.sum(1) ** 2))
+    for _ in range(2):
+        for pinned, factor in (("two", 3.0), ("three", 2.0)):
+            with freeze(model, layers=pinned, inference="all"):
+                assert float(model.train_on_batch(X, np.zeros((8, 1), "float32"))) == pytest.approx(plain * factor**2, rel=1e-5)

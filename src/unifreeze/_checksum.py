@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FACTOR = 0x9E3779B97F4A7C15
 _WIDEST = 1 << 10
 # Words that a cache holds, so that they come from memory once; with fewer, the calls take longer than the sums.
-_BLOCK = 1 << 17
+_BLOCK = 1 << 16
 # Below so many bytes a thread costs more than it saves, and more threads than these wait for memory.
 _WORTH_A_THREAD = 1 << 18
 _THREADS = 4
@@ -68,12 +68,13 @@ def folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     columns = width(words.size)
     rows = words.size // columns
     grid, weight, step = words[: rows * columns].reshape(rows, columns), weights(columns), _BLOCK // columns
-    across, down = np.empty(rows, np.uint64), np.zeros(columns, np.uint64)
+    across: list[NDArray[np.uint64]] = []
+    down = np.zeros(columns, np.uint64)
     for start in range(0, rows, step):
         block = grid[start : start + step]
-        np.einsum("c,rc->r", weight, block, out=across[start : start + step])
+        across.append(np.einsum("c,rc->r", weight, block))
         down += np.add.reduce(block, axis=0)
-    return np.concatenate([across, down, words[rows * columns :]])
+    return np.concatenate([*across, down, words[rows * columns :]])
 
 
 def folded_bytes(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -90,6 +91,8 @@ def folded_bytes(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import numpy as np
 
     whole = octets.size // 8 * 8
+    if whole == octets.size:
+        return folded(octets.view(np.uint64)).view(np.uint8)
     return np.concatenate([folded(octets[:whole].view(np.uint64)).view(np.uint8), octets[whole:]])
 
 
@@ -109,7 +112,17 @@ def spread(work: Callable[[T], Made], items: Sequence[T], sizes: Iterable[int]) 
     threads = min(len(large), _THREADS, os.cpu_count() or 1)
     if threads < 2:
         return [work(item) for item in items]
+    done: dict[int, Made] = {}
+    places = iter(large)
+
+    def share() -> None:
+        for place in places:  # each place goes to whoever asks next
+            done[place] = work(items[place])
+
     # Made for the moment: a process that has threads of its own at all times can't be forked safely, and loaders of data fork.
-    with ThreadPoolExecutor(threads) as pool:
-        done = dict(zip(large, pool.map(work, [items[place] for place in large]), strict=True))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(share) for _ in range(threads - 1)]
+        share()
+        for other in others:
+            other.result()
     return [done[place] if place in done else work(item) for place, item in enumerate(items)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import lru_cache
 
 import pluggy
 
@@ -95,6 +96,7 @@ class Hooks:
         """
 
 
+@lru_cache(1 << 12)
 def role(kind: str, name: str) -> str:
     """Returns the field's name for a parameter, from its layer's kind and its own name.
 

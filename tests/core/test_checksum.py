@@ -83,11 +83,19 @@ def test_the_number_of_columns_is_odd() -> None:
     assert all(width(size) % 2 for size in range(2_000_000)[::997])
 
 
-def test_work_is_spread_over_threads_where_it_is_large_and_comes_back_in_order() -> None:
-    before, sizes = threading.active_count(), [0, 1 << 20, 5, 1 << 22, 1 << 20]
-    names = spread(lambda place: (place, threading.current_thread() is threading.main_thread()), range(5), sizes)
-    assert [place for place, _ in names] == [0, 1, 2, 3, 4]
-    assert [here for _, here in names] == [size < 1 << 18 or (os.cpu_count() or 1) < 2 for size in sizes]
-    with pytest.raises(ZeroDivisionError):
-        spread(lambda place: 1 // place, range(5), [1 << 20] * 5)
+def test_work_is_spread_over_threads_where_it_is_large_and_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before, sizes, both = threading.active_count(), [0, 1 << 20, 5, 1 << 22], threading.Barrier(2, timeout=30)
+
+    def work(place: int) -> tuple[int, bool]:
+        if sizes[place] >= 1 << 18:
+            both.wait()  # breaks unless the other large one is worked on at the same time
+        return place, threading.current_thread() is threading.main_thread()
+
+    made = spread(work, range(4), sizes)
+    assert [place for place, _ in made] == [0, 1, 2, 3]
+    assert [here for _, here in made][::2] == [True, True]
+    for broken in ([0, 1, 1, 1], [1, 1, 1, 0]):
+        with pytest.raises(ZeroDivisionError):
+            spread(lambda one: 1 // one, broken, [1 << 20] * 4)
     assert threading.active_count() == before

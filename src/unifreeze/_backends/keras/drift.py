@@ -37,12 +37,15 @@ class _Watch:
 
     def note(self, layers: list[Any]) -> None:
         self.layers = layers
-        self.owned = [variable for layer in self.layers for variable in (*layer._trainable_variables, *layer._non_trainable_variables)]
+        self.owned = []
+        for layer in layers:
+            self.owned += layer._trainable_variables
+            self.owned += layer._non_trainable_variables
         self.flags = self._now()
         self.compiled = getattr(self.model, "_loss_tracker", None)
 
     def _now(self) -> list[bool]:
-        return [layer._trainable for layer in self.layers] + [variable.trainable for variable in self.owned]
+        return [layer._trainable for layer in self.layers] + [variable._trainable for variable in self.owned]
 
     def check(self) -> None:
         """Says what was set by hand, and obeys it. After a new ``compile``, Keras's own way to say it, there is nothing to say."""

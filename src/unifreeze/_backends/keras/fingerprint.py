@@ -20,7 +20,7 @@ _SMALL = 1 << 13
 
 def fingerprint(array: Any) -> Hashable:
     """Returns a value that changes with any byte of a variable, or of a wrapped torch module's buffer; ``None`` where a running fit holds the values."""
-    return _digest(_value(array))
+    return _digest(_seen(_value(array)))
 
 
 def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
@@ -29,16 +29,27 @@ def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
     if keras.backend.backend() == "tensorflow":
         with contextlib.suppress(Exception):  # the operation is an inner one of TensorFlow's, and can't be where variables lie on several devices
             values = _shown_together(values)
+    seen = [_seen(value) for value in values]
     # What lies on a device is read in the caller's own thread, after what is still being written there.
-    return spread(_digest, values, (0 if value is None or is_far(value) else nbytes(value) for value in values))
+    return spread(_digest, seen, [one.nbytes if isinstance(one, np.ndarray) else 0 for one in seen])
 
 
 def _value(array: Any) -> Any:
     return array._value if isinstance(array, keras.Variable) else array
 
 
-def _digest(value: Any) -> Hashable:
-    return None if value is None else hashlib.blake2b(_octets(value).data, digest_size=16).digest()
+def _seen(value: Any) -> Any:
+    """An array on the host as NumPy sees it, without the copy that Keras would make, which takes longer than the digest; itself where that can't be."""
+    if value is None or is_far(value):
+        return value
+    try:
+        return _ways[keras.backend.backend()](value)
+    except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError):  # sparse, sharded, of a type that NumPy does not know
+        return value
+
+
+def _digest(seen: Any) -> Hashable:
+    return None if seen is None else hashlib.blake2b(_octets(seen).data, digest_size=16).digest()
 
 
 def _shown_together(values: Sequence[Any]) -> list[Any]:
@@ -56,33 +67,29 @@ def _read(plain: Sequence[Any]) -> Sequence[Any]:
     return tensors
 
 
-def _octets(value: Any) -> NDArray[np.uint8]:
+def _octets(seen: Any) -> NDArray[np.uint8]:
     """The bytes of a small array; of a large one, what they fold into: where it lies, if that is one accelerator."""
-    if is_far(value) and nbytes(value) > _SMALL:
+    if not isinstance(seen, np.ndarray) and is_far(seen) and nbytes(seen) > _SMALL:
         with contextlib.suppress(Exception):  # of a type that the engine can't take apart; each has its own way to say so
-            return folded_there(value)
-    octets = np.ascontiguousarray(_as_numpy(value)).reshape(-1).view(np.uint8)
+            return folded_there(seen)
+    octets = np.ascontiguousarray(_as_numpy(seen)).reshape(-1).view(np.uint8)
     return octets if octets.nbytes <= _SMALL else folded_bytes(octets)
 
 
 def values(array: Any) -> NDArray[Any] | None:
     """Returns a copy of a variable's values; ``None`` where a running fit holds them."""
-    value = _value(array)
+    value = _seen(_value(array))
     if value is None:
         return None
     found = np.array(_as_numpy(value))
     return found.astype(np.float32) if found.dtype.kind == "V" or found.dtype.name.startswith(("bfloat16", "float8")) else found
 
 
-def _as_numpy(value: Any) -> NDArray[Any]:
-    """Shows what an array holds without the copy that Keras would make, which takes longer than the digest; by Keras's own way where that can't be."""
-    try:
-        return _shown[keras.backend.backend()](value)
-    except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError):  # sparse, sharded, on another device, of a type NumPy does not know
-        return keras.ops.convert_to_numpy(value)
+def _as_numpy(seen: Any) -> NDArray[Any]:
+    return seen if isinstance(seen, np.ndarray) else keras.ops.convert_to_numpy(seen)
 
 
-_shown: dict[str, Callable[[Any], NDArray[Any]]] = {
+_ways: dict[str, Callable[[Any], NDArray[Any]]] = {
     "jax": np.asarray,
     "tensorflow": lambda value: np.asarray(memoryview(value if type(value).__name__ == "EagerTensor" else value.read_value())),
     "torch": lambda tensor: tensor.detach().numpy(),

@@ -30,9 +30,11 @@ class Setter:
         self.request = request
         self.nodes = nodes
         self.changed = False
+        self._was: list[tuple[Any, str, Any]] = []
 
     def set_all(self) -> None:
         """Sets the variables first; flags and holds of layers follow from them."""
+        self.stack.callback(_restore, self._was)  # one for all of them: a model has thousands
         asked = self._asked()
         holds = self._holds()
         self._variables()
@@ -89,11 +91,11 @@ class Setter:
             return
         tensor = variable._value
         if hasattr(tensor, "requires_grad"):
-            self.stack.callback(setattr, tensor, "requires_grad", tensor.requires_grad)
+            self._was.append((tensor, "requires_grad", tensor.requires_grad))
             if not on:
-                self.stack.callback(setattr, tensor, "grad", tensor.grad)
+                self._was.append((tensor, "grad", tensor.grad))
                 tensor.grad = None
-        self.stack.callback(setattr, variable, "trainable", variable.trainable)
+        self._was.append((variable, "trainable", variable.trainable))
         variable.trainable = on
         self.changed = True
 
@@ -101,7 +103,7 @@ class Setter:
         """Writes one flag and no other: Keras's own setter goes on to everything inside. Past the attribute hooks, which track nothing in a flag."""
         own = vars(layer)
         if bool(own["_trainable"]) != on:
-            self.stack.callback(own.update, _trainable=own["_trainable"])
+            self._was.append((own, "_trainable", own["_trainable"]))
             own["_trainable"] = on
             self.changed = True
 
@@ -112,12 +114,21 @@ class Setter:
         owns: dict[str, bool] = {}
         asked = self.request.parameters
         for node in reversed(self.nodes):
-            below = [child.path for child in node.children]
+            path, below = node.path, [child.path for child in node.children]
             alive = [p.path for p in node.parameters if tree.trains(p.array)]
-            trains[node.path] = bool(alive) or any(trains[path] for path in below)
-            wakes[node.path] = not asked.isdisjoint(alive) or any(wakes[path] for path in below)
-            owns[node.path] = bool(node.parameters) or any(owns[path] for path in below)
+            trains[path] = bool(alive) or True in map(trains.get, below)
+            wakes[path] = not asked.isdisjoint(alive) or True in map(wakes.get, below)
+            owns[path] = bool(node.parameters) or True in map(owns.get, below)
         return trains, wakes, owns
+
+
+def _restore(was: list[tuple[Any, str, Any]]) -> None:
+    """Writes back what attributes of objects, and entries of dictionaries, were."""
+    for one, name, value in reversed(was):
+        if type(one) is dict:
+            one[name] = value
+        else:
+            setattr(one, name, value)
 
 
 def _overwritten(layer: Any) -> Any:

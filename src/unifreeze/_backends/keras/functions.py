@@ -101,14 +101,13 @@ def _state(model: Any, layers: Sequence[Any]) -> tuple[Hashable, list[Any]]:
     """Everything that a trace depends on, and the objects whose identity stands in it."""
     optimizer: Any = getattr(model, "optimizer", None)
     slots = optimizer.variables if getattr(optimizer, "built", False) else []
-    variables = [variable for layer in layers for variable in _own(layer)]
+    variables: list[Any] = []
+    for layer in layers:  # ``model.variables`` goes through all that is inside once for each container
+        variables += layer._trainable_variables
+        variables += layer._non_trainable_variables
+        variables += [generator.state for generator in layer._seed_generators]
     objects = [*variables, *slots, *(one for one in (optimizer, getattr(model, "_loss_tracker", None)) if one is not None)]
-    flags = tuple([(id(layer), layer._trainable, pin.held(layer)) for layer in layers])
+    flags = (tuple(map(id, layers)), tuple([layer._trainable for layer in layers]))
+    pins = tuple([(id(layer), pin.pinned(layer)) for layer in layers if "call" in vars(layer)])
     late = tuple(sorted((str(key), start) for key, start in starts_of(optimizer).items()))
-    return (flags, tuple([variable._trainable for variable in variables]), tuple(map(id, objects)), late), objects
-
-
-def _own(layer: Any) -> list[Any]:
-    """A layer's own variables and random states; ``model.variables`` goes through all that is inside once for each container."""
-    seeds = [generator.state for generator in layer._seed_generators] if layer._seed_generators else ()
-    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
+    return (flags, pins, tuple([variable._trainable for variable in variables]), tuple(map(id, objects)), late), objects

@@ -78,7 +78,8 @@ def retarget(optimizer: Any, variables: Sequence[Any], bank: Bank) -> bool:
     Raises:
         BackendError: If the optimizer keeps its arrays in a way that can't be followed. It is unchanged then.
     """
-    if not optimizer.built or list(map(id, optimizer._trainable_variables)) == list(map(id, variables)):
+    # Slices, here and below: TensorFlow wraps lists, and goes through a wrapped one item by item in Python.
+    if not optimizer.built or list(map(id, optimizer._trainable_variables[:])) == list(map(id, variables)):
         return False
     if hasattr(optimizer, "inner_optimizer"):
         retarget(optimizer.inner_optimizer, variables, bank)
@@ -125,11 +126,11 @@ def _rebuild(optimizer: Any, variables: Sequence[Any], bank: Bank) -> None:
         return
     plan = _Plan(optimizer, variables)
     key = optimizer._var_key
-    now = {key(variable): place for place, variable in enumerate(optimizer._trainable_variables)}
+    now = dict(optimizer._trainable_variables_indices)  # TensorFlow takes its time over a key
     starts = dict(vars(optimizer).get(_STARTS, {}))
     clock = _iterations(optimizer)
     joins_as_fresh = not plan.shared or nadam.is_one(optimizer)
-    old = {name: list(getattr(optimizer, name)) for name in plan.slots if now}
+    old = {name: getattr(optimizer, name)[:] for name in plan.slots if now}
     arrays: dict[int, Any] = {}
     kept: dict[object, int] = {}
     for place, variable in enumerate(variables):
@@ -159,8 +160,8 @@ def _went_back(optimizer: Any, variables: Sequence[Any], bank: Bank) -> bool:
     way = bank.ways.pop(id(optimizer), None)
     if way is None or not way.leads(optimizer, variables):
         return False
-    for variable in variables:
-        bank.take(optimizer, optimizer._var_key(variable))
+    for key in way.before["_trainable_variables_indices"]:
+        bank.take(optimizer, key)
     _commit(optimizer, way.before, way.listed)
     _tell_time(optimizer, way.starts)
     return True
@@ -246,7 +247,7 @@ class _Plan:
     def _standing(self) -> list[Any]:
         """The arrays that stand before any build: iterations and learning rate."""
         known = {id(self.optimizer._iterations), id(self.optimizer._learning_rate)}
-        return [variable for variable in self.optimizer._variables if id(variable) in known]
+        return [variable for variable in self.optimizer._variables[:] if id(variable) in known]
 
     @staticmethod
     def _note(notes: list[Any], shape: Any = (), initializer: Any = "zeros", **wish: Any) -> _Note:

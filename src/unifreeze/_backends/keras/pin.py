@@ -17,10 +17,16 @@ _BY_FLAG = (keras.layers.BatchNormalization, keras.layers.Normalization)
 
 def held(layer: Any) -> Inference | None:
     """How a layer is held now. A normalisation whose flag is off is, whoever turned it off."""
-    call = layer.__dict__.get("call")
-    how: Inference | None = None if call is None else getattr(call, "unifreeze_holds", None)
+    how = pinned(layer)
     if how is None and by_flag(layer) and not layer.trainable:
         return "norm"
+    return how
+
+
+def pinned(layer: Any) -> Inference | None:
+    """How a pin of ours holds a layer; ``call`` stands in the layer itself where there is one."""
+    call = vars(layer).get("call")
+    how: Inference | None = None if call is None else getattr(call, "unifreeze_holds", None)
     return how
 
 
@@ -54,14 +60,14 @@ def _pinned(layer: Any, call: Callable[..., Any], how: Inference) -> Callable[..
     takes_training = layer._call_has_training_arg
 
     @functools.wraps(call)
-    def pinned(*args: Any, **kwargs: Any) -> Any:
+    def kept(*args: Any, **kwargs: Any) -> Any:
         if takes_training:
             kwargs["training"] = False
         with _own_mode(), _still(layer):
             return call(*args, **kwargs)
 
-    pinned.unifreeze_holds = how  # type: ignore[attr-defined]
-    return pinned
+    kept.unifreeze_holds = how  # type: ignore[attr-defined]
+    return kept
 
 
 @contextmanager

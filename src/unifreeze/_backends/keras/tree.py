@@ -34,6 +34,7 @@ _CLASSES = {
 }
 _KINDS: dict[type, str] = {getattr(keras.layers, name): kind for kind, names in _CLASSES.items() for name in names.split() if hasattr(keras.layers, name)}
 _WRAPPER = "TorchModuleWrapper"
+_ON_TORCH = keras.backend.backend() == "torch"  # which Keras settles once, when it is imported
 _BUFFER_ROLES = {"moving_mean": "mean", "moving_variance": "variance", "running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
 
 
@@ -110,7 +111,7 @@ def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
 
 def trains(variable: Any) -> bool:
     """Whether a variable would get updates; on torch, ``requires_grad`` may say no where the flag says yes."""
-    return bool(variable.trainable) and getattr(variable._value, "requires_grad", True) is not False
+    return bool(variable._trainable) and not (_ON_TORCH and getattr(variable._value, "requires_grad", True) is False)
 
 
 def module_buffers(layer: Any) -> Iterable[tuple[str, Any]]:
@@ -120,29 +121,30 @@ def module_buffers(layer: Any) -> Iterable[tuple[str, Any]]:
 
 def kind_of(layer: Any) -> str:
     """The kind of a layer, from the nearest Keras class that it comes from; empty where that says nothing."""
-    return _kind_among(type(layer).__mro__)
+    return _kind_of_class(type(layer))  # type: ignore[arg-type]  # for mypy, the class of an Any may have no hash
 
 
 @lru_cache(1 << 10)
-def _kind_among(bases: tuple[type, ...]) -> str:
-    return next((_KINDS[base] for base in bases if base in _KINDS), "container" if keras.Model in bases else "")
+def _kind_of_class(one: type) -> str:
+    return next((_KINDS[base] for base in one.__mro__ if base in _KINDS), "container" if issubclass(one, keras.Model) else "")
 
 
 def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) -> Layer:
     own = variables(native)
     kind = kind_of(native) or ("container" if inner and not own else "other")
+    above = f"{path}." if path else ""
     parameters: list[Parameter] = []
     buffers: list[Parameter] = []
     for name, (variable, is_parameter) in _unique(own):
         quantized = "" if is_parameter else _quantized(native, variable)
         status: Status = "buffer" if not is_parameter and not quantized else "trainable" if trains(variable) and not (masked or quantized) else "frozen"
         its_role = _BUFFER_ROLES.get(name, name) if status == "buffer" else role(kind, name.rpartition(".")[2])
-        (buffers if status == "buffer" else parameters).append(_parameter(f"{path}.{name}".lstrip("."), variable, status, its_role, quantized))
+        (buffers if status == "buffer" else parameters).append(_parameter(above + name, variable, status, its_role, quantized))
     if native._seed_generators:
         seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
-        buffers += [_parameter(f"{path}.{name}".lstrip("."), state, "buffer", "rng") for name, state in _unique(seeds)]
+        buffers += [_parameter(above + name, state, "buffer", "rng") for name, state in _unique(seeds)]
     if type(native).__name__ == _WRAPPER:
-        buffers += [_tensor(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module_buffers(native)]
+        buffers += [_tensor(above + name, tensor) for name, tensor in module_buffers(native)]
     return Layer(
         path,
         kind,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ class Way:
     since: dict[str, Any]
     listing: list[Any]
 
-    def leads(self, optimizer: Any, variables: Iterable[Any]) -> bool:
+    def leads(self, optimizer: Any, variables: Sequence[Any]) -> bool:
         """Whether the optimizer shall train what it trained before, more than now, and is still what was made of it."""
-        targets, now = self.before["_trainable_variables"], set(map(id, optimizer._trainable_variables))
+        targets, now = self.before["_trainable_variables"], set(map(id, optimizer._trainable_variables[:]))
         return (
             _same(targets, variables)
             and now <= set(map(id, targets))
@@ -36,8 +36,9 @@ class Way:
         )
 
 
-def _same(ones: Iterable[Any], others: Iterable[Any]) -> bool:
-    return list(map(id, ones)) == list(map(id, others))
+def _same(ones: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Compares slices: TensorFlow wraps lists, and goes through a wrapped one item by item in Python."""
+    return list(map(id, ones[:])) == list(map(id, others[:]))
 
 
 def _equal(now: Any, written: Any) -> bool:
