@@ -3,8 +3,8 @@
 Flags are set one by one on every layer and variable, since a single assignment does not reach them all on every backend. Then whatever trains the layers is
 brought in line at once, without compiling again: the optimizer in place, with its moments, iterations and schedule; and the compiled functions.
 
-Freeze the model that is trained. Layers of a part may be picked in it (``freeze(model, layers=model.get_layer("base"))``); where only the part is given,
-living models around it are searched for.
+Layers of a part may be picked in the model that is trained (``freeze(model, layers=model.get_layer("base"))``), or the part may be given: all living models
+around it obey, also those that are made before it is undone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import keras
 
 from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs, Layer, Request, Shape, Slots, Traced, hookimpl, named
 
-from . import audit, drift, figures, graph, resume, shapes, training, tree
+from . import audit, drift, figures, graph, living, resume, shapes, training, tree
 from .clues import clues
 from .fingerprint import fingerprint, fingerprints, values
 from .flags import Setter
@@ -33,9 +33,12 @@ class KerasTools:
         self._model, self._notes = model, notes
 
     def attach(self, optimizer: Any) -> None:
-        """Points an optimizer that ``model.compile`` does not know at what is trainable now; moments of what stays are kept."""
+        """Points an optimizer that ``model.compile`` does not know at what is trainable now; moments of what stays are kept.
+
+        What it trains beside this model stays in it: the model's variables stand where its first one stood, or last.
+        """
         bank = Bank()
-        retarget(optimizer, self._model.trainable_variables, bank)
+        retarget(optimizer, training.targets(optimizer, self._model, self._model._flatten_layers()), bank)
         bank.tell()
 
     def load_optimizer(self, file: str | os.PathLike[str]) -> None:
@@ -56,7 +59,7 @@ class KerasBackend(Backend):
         """Reads any layer or model. During a fit on JAX, the values that the fit holds are handed back to the variables, as for a callback that saves them."""
         root = tree.read(model)
         if keras.backend.backend() == "jax" and any(getattr(variable, "_value", variable) is None for variable in _arrays(root)):
-            training.hand_over([layer.native for layer in root.walk() if isinstance(layer.native, keras.Model)])
+            training.hand_over(training.trainers([layer.native for layer in root.walk()]))
         return root
 
     def apply(self, model: Any, request: Request) -> Applied:
@@ -66,7 +69,8 @@ class KerasBackend(Backend):
         share), a warning says so.
         """
         nodes = list(request.tree.walk())
-        models = training.trainers(model, (node.native for node in nodes))
+        natives = [node.native for node in nodes]
+        models = training.trainers(natives)
         bank = Bank()
         training.pause(models)
         training.need_values(variable for variable in _arrays(request.tree) if isinstance(variable, keras.Variable))
@@ -75,11 +79,12 @@ class KerasBackend(Backend):
             setter = Setter(stack, request, nodes)
             stack.callback(lambda: training.settle(models, bank, changed=setter.changed))
             setter.set_all()
-            stack.callback(training.pause, models)
+            stack.callback(lambda: training.pause(training.join(models, training.trainers(natives))))
             training.settle(models, bank, changed=setter.changed)
             bank.tell()
             resume.rejoin(model, request.tree, request.notes)
-            return Applied(model, stack.pop_all().close, KerasTools(model, request.notes), state=tree.state_now(request.tree))
+            undo = functools.partial(training.close, models, stack.pop_all())
+            return Applied(model, undo, KerasTools(model, request.notes), state=tree.state_now(request.tree))
 
     def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:
         """Keeps at which iteration parameters joined the optimizer late."""
@@ -140,6 +145,7 @@ def _arrays(root: Layer) -> Iterable[Any]:
     return [parameter.array for parameter in root.arrays()]
 
 
+living.listen()
 BACKEND = KerasBackend()
 
 

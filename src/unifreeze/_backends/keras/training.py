@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-import gc
+import sys
+import threading
 from collections.abc import Iterable, Sequence
+from types import FrameType
 from typing import Any
 
 import keras
-from keras.src.ops.function import make_node_key
 
-from unifreeze.plugin import BackendError
+from unifreeze.plugin import BackendError, ExitStack
 
-from . import drift, functions
+from . import drift, functions, living
 from .optimizer import Bank, retarget
 
+_LOOPS = {"fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"}
 
-def trainers(model: Any, natives: Iterable[Any]) -> list[Any]:
-    """The models whose training or compiled functions the layers take part in: those inside the tree, and live ones around it.
 
-    A layer does not know the models that use it. Where the given model has become a part of another one, or one of its layers was called in another one,
-    the living objects are searched for it, which takes a tenth of a second; a model that is trained itself and was never called as a layer costs nothing.
-    """
+def trainers(natives: Iterable[Any]) -> list[Any]:
+    """The models whose training or compiled functions the layers take part in: those among them, and living ones around them that are in use."""
     inside = {id(native): native for native in natives}
     found = [native for native in inside.values() if isinstance(native, keras.Model)]
-    others = (
-        [other for other in _living_models() if id(other) not in inside and _in_use(other)] if _may_be_a_part(model) or _shared(found, inside.values()) else []
-    )
+    others = [other for other in living.models() if id(other) not in inside and _in_use(other)]
     return found + [other for other in others if not inside.keys().isdisjoint(map(id, other._flatten_layers()))]
 
 
-def _may_be_a_part(model: Any) -> bool:
-    if not isinstance(model, keras.Model) or model._inbound_nodes:
-        return True
-    extended = any(tensor._keras_history.operation._outbound_nodes for tensor in getattr(model, "_outputs", ()))
-    return extended or (model._called and getattr(model, "train_function", None) is None)
-
-
-def _shared(models: Sequence[Any], natives: Iterable[Any]) -> bool:
-    """Whether any layer was called in a graph that is none of these models'."""
-    graphs = [graph for graph in (getattr(model, "_functional", model) for model in models) if hasattr(graph, "_nodes")]
-    known = {key for graph in graphs for key in graph._nodes}
-    return bool(graphs) and any(make_node_key(native, place) not in known for native in natives for place in range(len(native._inbound_nodes)))
-
-
-def _living_models() -> list[Any]:
-    kinds, pending = set(), [keras.Model]
-    while pending:
-        kind = pending.pop()
-        kinds.add(kind)
-        pending += [below for below in type.__subclasses__(kind) if below not in kinds]
-    return [one for one in gc.get_objects() if type(one) in kinds]
+def join(models: list[Any], more: Iterable[Any]) -> list[Any]:
+    """Adds models that have come since: a head is often built on a base that is frozen already."""
+    known = set(map(id, models))
+    models += [model for model in more if id(model) not in known]
+    return models
 
 
 def _in_use(model: Any) -> bool:
@@ -58,6 +39,7 @@ def _in_use(model: Any) -> bool:
 
 def hand_over(models: Sequence[Any]) -> None:
     """On JAX, a running fit holds the values of the variables; this brings them back, as for a callback that saves weights."""
+    need_own_thread(models)
     for model in models:
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
@@ -68,6 +50,34 @@ def pause(models: Sequence[Any]) -> None:
     hand_over(models)
     for model in models:
         functions.shelve(model)
+
+
+def close(models: Sequence[Any], stack: ExitStack) -> None:
+    """Undoes a call, if that can be."""
+    need_own_thread(models)
+    stack.close()
+
+
+def need_own_thread(models: Sequence[Any]) -> None:
+    """Refuses models that another thread trains or runs on JAX: it would go on with arrays in the old order, or with deleted ones, and lose every weight."""
+    if keras.backend.backend() != "jax" or threading.active_count() < 2:
+        return
+    at_work = set(map(id, models))
+    for thread, frame in sys._current_frames().items():
+        loop = None if thread == threading.get_ident() else _loop(frame, at_work)
+        if loop is not None:
+            raise BackendError(
+                f"{loop.f_locals['self'].name!r} is in {loop.f_code.co_name}() in another thread, which holds its values on JAX.\n"
+                "  Nothing was changed.\n"
+                "  Freeze, unfreeze and verify in a callback of that call, or after it."
+            )
+
+
+def _loop(frame: FrameType | None, models: set[int]) -> FrameType | None:
+    """The frame, of those below a thread's innermost one, in which one of these models is trained or run."""
+    while frame is not None and not (frame.f_code.co_name in _LOOPS and id(frame.f_locals.get("self")) in models):
+        frame = frame.f_back
+    return frame
 
 
 def need_values(variables: Iterable[Any]) -> None:
@@ -87,9 +97,27 @@ def settle(models: Sequence[Any], bank: Bank, *, changed: bool) -> None:
         layers = model._flatten_layers()
         drift.note(model, layers)
         optimizer = getattr(model, "optimizer", None)
-        other = isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, model.trainable_variables, bank)
+        other = isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, _compiled_targets(optimizer, model, layers), bank)
         if changed or other:
             functions.renew(model, layers)
+
+
+def targets(optimizer: Any, model: Any, layers: Sequence[Any]) -> list[Any]:
+    """What the model trains now, where its first variable stood in the optimizer; and what the optimizer trains beside the model, as it stands."""
+    now = model.trainable_variables
+    known = set(map(id, now))
+    listed = optimizer._trainable_variables[:]
+    if known.issuperset(map(id, listed)):
+        return list(now)
+    own = {id(variable) for layer in layers for variable in (*layer._trainable_variables, *layer._non_trainable_variables)}
+    place = next((place for place, variable in enumerate(listed) if id(variable) in own), len(listed))
+    return [*listed[:place], *now, *(variable for variable in listed[place:] if id(variable) not in own)]
+
+
+def _compiled_targets(optimizer: Any, model: Any, layers: Sequence[Any]) -> list[Any]:
+    """Keras's own steps on JAX, and with an average of weights, take an optimizer for exactly what the model trains."""
+    exact = keras.backend.backend() == "jax" or getattr(optimizer, "use_ema", False)
+    return list(model.trainable_variables) if exact else targets(optimizer, model, layers)
 
 
 def obey(model: Any, bank: Bank) -> None:
