@@ -172,6 +172,25 @@ def test_other_models_that_are_trained_are_watched_too() -> None:
     assert moved(start, outer) == {"a", "head"}
 
 
+def test_a_model_that_is_built_on_a_frozen_base_is_watched_as_long_as_the_base_is() -> None:
+    """``base.trainable = True`` before fine-tuning, as the guides say, without the second compile that they say as well."""
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a")], name="base")
+    freezing = freeze(base)
+    inputs = keras.Input((4,))
+    outer = keras.Model(inputs, keras.layers.Dense(4, name="head")(base(inputs)))
+    outer.compile("adam", "mse")
+    base.layers[0].bias.trainable = True  # before the first use, which Keras follows by itself
+    assert not said(lambda: WAYS["fit"](outer))
+    base.trainable = True
+    start = now(outer)
+    (message,) = said(lambda: WAYS["fit"](outer))
+    assert "base.a: trainable was set to True" in message
+    assert moved(start, outer) == {"a", "head"}
+    freezing.undo()
+    WAYS["fit"](outer)
+    assert not [name for name in vars(outer) if name.startswith("make_") or ("jax_state" in name and callable(getattr(outer, name)))]
+
+
 class ByHand(keras.callbacks.Callback):
     """Sets flags of layers that it knows by itself: ``self.model`` would bring JAX's values back before."""
 

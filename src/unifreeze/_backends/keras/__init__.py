@@ -79,7 +79,7 @@ class KerasBackend(Backend):
             setter = Setter(stack, request, nodes)
             stack.callback(lambda: training.settle(models, bank, changed=setter.changed))
             setter.set_all()
-            stack.callback(lambda: training.pause(training.join(models, training.trainers(natives))))
+            stack.callback(lambda: training.pause(training.joined(models, training.trainers(natives))))
             training.settle(models, bank, changed=setter.changed)
             bank.tell()
             resume.rejoin(model, request.tree, request.notes)
@@ -145,7 +145,7 @@ def _arrays(root: Layer) -> Iterable[Any]:
     return [parameter.array for parameter in root.arrays()]
 
 
-living.listen()
+living.listen(training.join)
 BACKEND = KerasBackend()
 
 

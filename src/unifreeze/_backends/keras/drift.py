@@ -13,23 +13,26 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 from unifreeze.plugin import ExitStack, UnbuiltModelError, UnifreezeWarning
 
-from . import legacy, tree
+from . import legacy, living, tree
 
 _WATCH = "_unifreeze_watch"
 _ENTRIES = ("make_train_function", "make_test_function", "make_predict_function", "_get_jax_state")
 _SYNC = "jax_state_sync"
 _FILES = ("save", "load_weights")
+_NOT_YET = object()
 
 
 class _Watch:
-    """The flags of a model as they were last brought about, and how often it was asked to be watched."""
+    """The flags of a model as they were last brought about, how often it was asked to be watched, and the models that it is watched along with."""
 
     def __init__(self, model: Any, obey: Callable[[Any], None]) -> None:
         self.model, self.obey = model, obey
         self.times = 0
+        self.beside: list[ref[Any]] = []
         self.layers: list[Any] = []
         self.owned: list[Any] = []
         self.flags: list[bool] = []
@@ -47,9 +50,16 @@ class _Watch:
     def _now(self) -> list[bool]:
         return [layer._trainable for layer in self.layers] + [variable._trainable for variable in self.owned]
 
+    def stands(self) -> bool:
+        """Whether anyone still asks for it."""
+        others = [vars(other).get(_WATCH) for one in self.beside if (other := one()) is not None]
+        return self.times > 0 or any(other is not None and other.times > 0 for other in others)
+
     def check(self) -> None:
         """Says what was set by hand, and obeys it. After a new ``compile``, Keras's own way to say it, there is nothing to say."""
-        if self.compiled is not getattr(self.model, "_loss_tracker", None):
+        if not self.stands():
+            _end(self.model)
+        elif self.compiled is not getattr(self.model, "_loss_tracker", None):
             self.obey(self.model)
         elif self._now() != self.flags:
             _warn(self._report())
@@ -101,10 +111,23 @@ def watch(models: list[Any], obey: Callable[[Any], None], stack: ExitStack) -> N
     for model in models:
         own = vars(model)
         known: _Watch = own.setdefault(_WATCH, _Watch(model, obey))
-        if not known.times:
+        if not known.stands():
             _hook(model, known)
         known.times += 1
         stack.callback(_release, model)
+
+
+def join(model: Any, obey: Callable[[Any], None]) -> None:
+    """Watches a model that was compiled around one that is watched, as long as that one is; its flags count from its first use on."""
+    others = [other for other in living.models() if other is not model and _WATCH in vars(other)]
+    if _WATCH in vars(model) or not others:
+        return
+    inside = set(map(id, model._flatten_layers()))
+    beside = [ref(other) for other in others if not inside.isdisjoint(map(id, vars(other)[_WATCH].layers))]
+    if beside:
+        known = vars(model)[_WATCH] = _Watch(model, obey)
+        known.beside, known.compiled = beside, _NOT_YET
+        _hook(model, known)
 
 
 def note(model: Any, layers: list[Any]) -> None:
@@ -117,9 +140,13 @@ def note(model: Any, layers: list[Any]) -> None:
 def _release(model: Any) -> None:
     known: _Watch = vars(model)[_WATCH]
     known.times -= 1
-    if not known.times:
-        for name in (*_ENTRIES, _SYNC, *_FILES, _WATCH):
-            vars(model).pop(name, None)
+    if not known.stands():
+        _end(model)
+
+
+def _end(model: Any) -> None:
+    for name in (*_ENTRIES, _SYNC, *_FILES, _WATCH):
+        vars(model).pop(name, None)
 
 
 def _hook(model: Any, known: _Watch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ def trainers(natives: Iterable[Any]) -> list[Any]:
     return found + [other for other in others if not inside.keys().isdisjoint(map(id, other._flatten_layers()))]
 
 
-def join(models: list[Any], more: Iterable[Any]) -> list[Any]:
+def joined(models: list[Any], more: Iterable[Any]) -> list[Any]:
     """Adds models that have come since: a head is often built on a base that is frozen already."""
     known = set(map(id, models))
     models += [model for model in more if id(model) not in known]
@@ -124,3 +125,8 @@ def obey(model: Any, bank: Bank) -> None:
     """Brings one model in line with flags that were set by hand, or with a new ``compile``. The bank gives moments back when they are set back."""
     pause([model])
     settle([model], bank, changed=True)
+
+
+def join(model: Any) -> None:
+    """Watches a model that was compiled, if it uses layers of one that is watched."""
+    drift.join(model, functools.partial(obey, bank=Bank()))
