@@ -126,3 +126,18 @@ def test_functions_of_two_pinned_layers_are_not_taken_for_each_other() -> None:
         for pinned, factor in (("two", 3.0), ("three", 2.0)):
             with freeze(model, layers=pinned, inference="all"):
                 assert float(model.train_on_batch(X, np.zeros((8, 1), "float32"))) == pytest.approx(plain * factor**2, rel=1e-5)
+
+
+def test_functions_that_the_user_had_made_anew_are_not_put_back() -> None:
+    """As after a change of a rate, a traced constant: what is kept for another state has the old one in it."""
+    model = keras.Sequential([keras.Input((4,)), Times(2.0, name="times"), keras.layers.Dense(1, kernel_initializer="ones", name="head")])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    step = lambda: float(model.train_on_batch(X, ZEROS))  # noqa: E731
+    for _ in range(2):
+        with freeze(model, layers="head", params="bias"):
+            old = step()
+        assert step() == pytest.approx(old, rel=1e-5)
+    model.layers[0].factor = 3.0
+    model.make_train_function(force=True)
+    with freeze(model, layers="head", params="bias"):
+        assert step() == pytest.approx(old * 9 / 4, rel=1e-5)

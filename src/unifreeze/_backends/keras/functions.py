@@ -46,6 +46,8 @@ def shelve(model: Any) -> None:
     shelf = _shelf(model)
     if shelf.now is None:
         return
+    if any(getattr(model, name, None) is not made for name, made in shelf.made.items()):
+        shelf.states.clear()  # someone had them made anew, for a reason of his own that holds for all of them
     state, objects = _state(model, model._flatten_layers())
     if state == shelf.now:
         shelf.states[state] = ({name: made for name, made in shelf.made.items() if getattr(model, name, None) is made}, [ref(one) for one in objects])
