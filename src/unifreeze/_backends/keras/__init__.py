@@ -79,11 +79,10 @@ class KerasBackend(Backend):
             setter = Setter(stack, request, nodes)
             stack.callback(lambda: training.settle(models, bank, changed=setter.changed))
             setter.set_all()
-            stack.callback(lambda: training.pause(training.joined(models, training.trainers(natives))))
             training.settle(models, bank, changed=setter.changed)
             bank.tell()
             resume.rejoin(model, request.tree, request.notes)
-            undo = functools.partial(training.close, models, stack.pop_all())
+            undo = functools.partial(training.close, models, natives, setter, bank, stack.pop_all())
             return Applied(model, undo, KerasTools(model, request.notes), state=tree.state_now(request.tree))
 
     def notes(self, model: Any, tree: Layer) -> Mapping[str, object]:

@@ -7,6 +7,8 @@ reaches nothing inside. So the flags of layers follow from their variables.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -50,6 +52,12 @@ class Setter:
                 self._flag(layer, on=on)
             if touched:
                 self.changed |= pin.place(layer, hold, self.stack)
+
+    def back(self) -> Callable[[], None]:
+        """Restores the flags alone, and returns how to set them again."""
+        now = [(one, name, one[name] if type(one) is dict else getattr(one, name)) for one, name, _ in self._was]
+        _restore(self._was)
+        return functools.partial(_restore, now)
 
     def _asked(self) -> set[int]:
         """The layers that the request is about: picked, or owning one of its parameters; with a kernel, the spectral normalisation that overwrites it."""

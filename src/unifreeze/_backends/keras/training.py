@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 from unifreeze.plugin import BackendError, ExitStack
 
 from . import drift, functions, living
+from .flags import Setter
 from .optimizer import Bank, retarget
 
 _LOOPS = {"fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch"}
@@ -53,10 +55,21 @@ def pause(models: Sequence[Any]) -> None:
         functions.shelve(model)
 
 
-def close(models: Sequence[Any], stack: ExitStack) -> None:
-    """Undoes a call, if that can be."""
-    need_own_thread(models)
+def close(models: list[Any], natives: Sequence[Any], setter: Setter, bank: Bank, stack: ExitStack) -> None:
+    """Undoes a call, also in models that have come since; if an optimizer can't follow, nothing is undone."""
+    pause(joined(models, trainers(natives)))
+    again = setter.back()
+    try:
+        for model in models:
+            _point(model, model._flatten_layers(), bank)
+    except BackendError:
+        again()
+        for model in models:
+            with suppress(BackendError):
+                _point(model, model._flatten_layers(), bank)
+        raise
     stack.close()
+    bank.tell()
 
 
 def need_own_thread(models: Sequence[Any]) -> None:
@@ -97,10 +110,14 @@ def settle(models: Sequence[Any], bank: Bank, *, changed: bool) -> None:
     for model in models:
         layers = model._flatten_layers()
         drift.note(model, layers)
-        optimizer = getattr(model, "optimizer", None)
-        other = isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, _compiled_targets(optimizer, model, layers), bank)
+        other = _point(model, layers, bank)
         if changed or other:
             functions.renew(model, layers)
+
+
+def _point(model: Any, layers: Sequence[Any], bank: Bank) -> bool:
+    optimizer = getattr(model, "optimizer", None)
+    return isinstance(optimizer, keras.optimizers.Optimizer) and retarget(optimizer, _compiled_targets(optimizer, model, layers), bank)
 
 
 def targets(optimizer: Any, model: Any, layers: Sequence[Any]) -> list[Any]:
