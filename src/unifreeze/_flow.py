@@ -124,7 +124,7 @@ def sliced(value: Value, axis: int, start: int, step: int, count: int) -> Value:
         return value
     value = _fused(value, axis)
     if len(value.axes[axis]) != 1:
-        raise BackendError(f"A slice of an axis of {value.shape[axis]} that holds several axes of before can't be traced.")
+        return _sliced_outside(value, axis, start, step, count)
     ((key, size),) = value.axes[axis]
     places = tuple(start + step * number for number in range(count))
     rank = sorted(one[0][0] for one in value.axes if one).index(key)
@@ -138,6 +138,20 @@ def sliced(value: Value, axis: int, start: int, step: int, count: int) -> Value:
     # The digit keeps its place even where one is left of it: a parameter must know which.
     kept = ((key, count),) if count != 1 or value.weight else ()
     return replace(_axis(value, axis, kept), flows=frozenset(flow for flow in flows if flow), cut=cut)
+
+
+def _sliced_outside(value: Value, axis: int, start: int, step: int, count: int) -> Value:
+    """A slice of an axis that holds several axes of before: whole steps of the outermost, or what lies inside one of them."""
+    outer, *inner = value.axes[axis]
+    width = prod(size for _, size in inner)
+    opened = replace(value, axes=(*value.axes[:axis], (outer,), tuple(inner), *value.axes[axis + 1 :]))
+    if step == 1 and not value.weight and start % width == count % width == 0:
+        opened = sliced(opened, axis, start // width, 1, count // width)
+    elif step == 1 and not value.weight and start // width == (start + count - 1) // width:
+        opened = sliced(sliced(opened, axis, start // width, 1, 1), axis + 1, start % width, 1, count)
+    else:
+        raise BackendError(f"A slice of an axis of {value.shape[axis]} that holds several axes of before can't be traced.")
+    return replace(opened, axes=(*opened.axes[:axis], opened.axes[axis] + opened.axes[axis + 1], *opened.axes[axis + 2 :]))
 
 
 def dropped(value: Value, axis: int) -> Value:

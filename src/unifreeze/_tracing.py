@@ -27,6 +27,7 @@ from ._flow import (
     split,
 )
 from ._folding import Recorded, folded
+from ._gathering import gathered
 from ._graph import Graph, Weight
 from .errors import BackendError
 
@@ -272,7 +273,7 @@ class Tracing:
         if values and all(value.weight for value in values):
             raise self.refusal(f"A concatenation of {values[0].weight} and {values[-1].weight}")
         like = next((value for value in values if value.flows), None)
-        return joined([self.table(value, like) if value.weight else value for value in values], axis)
+        return gathered(joined([self.table(value, like) if value.weight else value for value in values], axis), axis)
 
     def padded(self, value: Value, axis: int, before: int, after: int) -> Value:
         """The value with constants on both sides of an axis; negative numbers cut off."""

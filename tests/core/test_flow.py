@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,52 @@ def test_a_flattened_image_is_read_in_the_same_order_by_all(shape):
     image = np.arange(24 * 5).reshape(2, 4, 3, 5)
     assert np.array_equal(one.shared(image.reshape(24, 5)), other.shared(image.transpose(2, 0, 1, 3).reshape(24, 5).T))
     assert match(*graphs).certificate == "exact"
+
+
+PLACES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def patches(order, kept=slice(None)):
+    """The graph of a dense layer on patches of two by two; ``order`` are the slices that are put side by side, or the axes (rows, columns) of a reshape."""
+    tracing = Tracing({"conv": "conv", "k": "k"})
+    tracing.unit("conv", frozenset(), (1,), {"kernel": Weight("conv", (), (), (1,))})
+    image = fresh(0, (1, 4, 6, 3))
+    if len(order) == 2:
+        grid = reshaped(image, (1, 2, 2, 3, 2, 3))
+        moved = transposed(grid, (0, 1, 3, *((2, 4) if order == "hw" else (4, 2)), 5))
+        whole = reshaped(moved, (1, 2, 3, 12))
+    else:
+        whole = tracing.joined([sliced(sliced(image, 1, h, 2, 2), 2, w, 2, 3) for h, w in order], 3)
+    start, stop, _ = kept.indices(12)
+    return tracing.finish([tracing.linear(sliced(whole, 3, start, 1, stop - start), parameter("k", (stop - start, 5)))])
+
+
+@pytest.mark.parametrize("order", list(permutations(PLACES)))
+def test_slices_side_by_side_are_the_reshape_that_moves_positions_into_channels(order):
+    kernel = np.arange(2 * 2 * 3 * 5).reshape(2, 2, 3, 5)  # by row, column and channel
+    laid = np.stack([kernel[place] for place in order]).reshape(12, 5)
+    regular = [order[i][axis] for axis in (0, 1) for i in range(4)] in ([0, 0, 1, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1, 1])
+    for axes, seen in (("hw", kernel), ("wh", kernel.transpose(1, 0, 2, 3))):
+        one, other = patches(order), patches(axes)
+        assert (match(one, other).certificate == "exact") == regular
+        if regular:
+            assert np.array_equal(one.units[1].weights["kernel"].shared(laid), other.units[1].weights["kernel"].shared(seen.reshape(12, 5)))
+    assert match(patches(order), patches(order)).certificate == "exact"
+
+
+@pytest.mark.parametrize("start", [0, 3, 6, 9])
+def test_channels_of_merged_patches_are_taken_apart_again(start):
+    """A slice of the channels is the patch that lay there, wherever the other ones do."""
+    part = slice(start, start + 3)
+    for way in (PLACES, "hw", "wh"):
+        assert match(patches(way, part), patches(way, part)).certificate == "exact"
+        assert match(patches(way, part), patches(way, slice((start + 3) % 12, (start + 3) % 12 + 3))).certificate != "exact"
+    assert match(patches(PLACES, part), patches("hw", part)).certificate == "exact"
+    if start in {3, 6}:  # where the other order has the other patch
+        assert match(patches("wh", part), patches("hw", part)).certificate != "exact"
+    assert match(patches(PLACES, slice(0, 6)), patches("hw", slice(0, 6))).certificate == "exact"
+    with pytest.raises(errors.BackendError, match="several axes of before"):
+        patches("hw", slice(start, start + 4) if start < 9 else slice(2, 8))
 
 
 def test_a_regrouping_that_mixes_axes_is_refused():

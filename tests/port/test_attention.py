@@ -51,6 +51,20 @@ def timms_vit():
     return VisionTransformer(32, 8, embed_dim=24, depth=2, num_heads=4, num_classes=5).eval()
 
 
+def swins():
+    """Swin as torchvision, timm and transformers write it: patches are merged by slices, by a reshape, and by slices of a flat row of positions."""
+    from timm.models.swin_transformer import SwinTransformer as Timm
+    from torchvision.models import SwinTransformer
+    from transformers import SwinConfig, SwinForImageClassification
+
+    sizes = {"image_size": 112, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 7, "num_labels": 5}
+    return {
+        "torchvision": SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], num_classes=5).eval(),
+        "timm": Timm(img_size=112, patch_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=7, num_classes=5).eval(),
+        "transformers": SwinForImageClassification(SwinConfig(**sizes)).eval(),
+    }
+
+
 def near(ours, theirs):
     return twins.apart(keras.ops.convert_to_numpy(ours), theirs.detach().numpy()) < 1e-5
 
@@ -84,6 +98,21 @@ def test_a_vision_transformer(mha, theirs):
     ours, theirs = vit(mha=mha), theirs()
     proved(correspond(ours, theirs), IMAGES)
     assert near(ours(IMAGES), theirs(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)))
+
+
+PAIRS = [("torchvision", "timm"), ("timm", "transformers"), ("transformers", "torchvision")]
+
+
+@pytest.mark.parametrize(("source", "target"), [PAIRS[0], *(pytest.param(*pair, marks=pytest.mark.deep) for pair in PAIRS[1:])])
+def test_swin_however_patches_are_merged(source, target):
+    images, models = torch.randn(2, 3, 112, 112), swins()
+    found = correspond(models[source], models[target], shape=(1, 112, 112, 3))
+    assert (found.certificate, found.interchangeable, found.unmatched[0]) == ("exact", (), ())
+    ours, theirs = (getattr(out, "logits", out).detach().numpy() for out in (models[source](images), models[target](images)))
+    assert twins.apart(ours, theirs) > 0.1
+    found.transfer()
+    theirs = models[target](images)
+    assert twins.apart(ours, getattr(theirs, "logits", theirs).detach().numpy()) < 1e-5
 
 
 def test_weights_back_from_fused_to_apart():
