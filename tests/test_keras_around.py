@@ -213,6 +213,18 @@ def test_one_optimizer_compiled_into_two_models_serves_both() -> None:
     assert moved_layers(other, lambda: fit(other)) == {"c"}
 
 
+def test_undo_of_a_call_that_changed_nothing_obeys_what_was_set_by_hand_since() -> None:
+    model = dense("a", "b")
+    model.get_layer("a").trainable = False
+    compiled(model)
+    fit(model)
+    freezing = freeze(model, layers="a")
+    assert moved_layers(model, lambda: fit(model)) == {"b"}
+    model.get_layer("a").trainable = True
+    freezing.undo()
+    assert moved_layers(model, lambda: fit(model)) == {"a", "b"}
+
+
 # Threads.
 
 

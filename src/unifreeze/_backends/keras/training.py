@@ -61,7 +61,7 @@ def close(models: list[Any], natives: Sequence[Any], setter: Setter, bank: Bank,
     again = setter.back()
     try:
         for model in models:
-            _point(model, model._flatten_layers(), bank)
+            setter.changed |= _point(model, model._flatten_layers(), bank)
     except BackendError:
         again()
         for model in models:
