@@ -102,7 +102,7 @@ def large() -> None:
         "flags by hand, both ways": by_hand,
     }
     name = f"EfficientNetB7 ({len(list(model._flatten_layers()))} layers, {model.count_params() * 4 / 1e6:.0f} MB)"
-    for what, taken in in_turns(calls, 7, warm=1).items():
+    for what, taken in in_turns(calls, 21, warm=1).items():
         show(f"{name}: {what}", taken)
     views = {"`summary(model)`": lambda: summary(model), "`model.summary()` of Keras": lambda: model.summary(print_fn=lambda _: None)}
     for what, taken in in_turns(views, 3, warm=1, clock=time.process_time).items():
