@@ -68,6 +68,8 @@ def _grid(parts: Sequence[tuple[Slice, ...]], sizes: Sequence[int]) -> Mapping[i
     if not alike or prod(steps.values()) != len(parts):
         return None
     strides = {rank: next((place for place, start in enumerate(starts) if start[rank] == 1), 0) for rank in steps}
-    if not all(strides.values()) or any(start[rank] != place // strides[rank] % steps[rank] for place, start in enumerate(starts) for rank in steps):
+    places = [sum(start[rank] * stride for rank, stride in strides.items()) for start in starts]
+    beyond = any(start[rank] >= step for start in starts for rank, step in steps.items())
+    if beyond or not all(strides.values()) or places != list(range(len(parts))):
         return None
     return {rank: steps[rank] for rank in sorted(steps, key=strides.__getitem__, reverse=True)}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from unifreeze import errors
 from unifreeze._flow import constant, dropped, fresh, joined, parameter, read, reshaped, sliced, transposed
+from unifreeze._gathering import gathered
 from unifreeze._graph import Weight
 from unifreeze._port.match import match
 from unifreeze._tracing import Tracing
@@ -128,6 +129,20 @@ def test_slices_side_by_side_are_the_reshape_that_moves_positions_into_channels(
         if regular:
             assert np.array_equal(one.units[1].weights["kernel"].shared(laid), other.units[1].weights["kernel"].shared(seen.reshape(12, 5)))
     assert match(patches(order), patches(order)).certificate == "exact"
+
+
+def test_slices_that_a_reshape_does_not_lay_out_so_stay_slices():
+    twice = [(0, 0), (1, 1), (0, 0), (1, 1)]  # half of the grid, two times
+    assert all(match(patches(twice), patches(axes)).certificate != "exact" for axes in ("hw", "wh"))
+    image = fresh(0, (1, 4, 6, 5))
+    for places, regular in (([(p // 3, p % 3) for p in range(6)], True), ([(p % 2, p % 3) for p in range(6)], False)):
+        whole = joined([sliced(sliced(image, 1, h, 2, 2), 2, w, 3, 2) for h, w in places], 3)
+        assert (gathered(whole, 3) is not whole) == regular
+    for cut in ((0, 1, 3), (1, 1, 3)):  # a part of the rows only, once from the first and once from the second on
+        parts = [sliced(sliced(image, 1, *cut), 2, w, 2, 3) for w in (0, 1)]
+        assert gathered(whole := joined(parts, 3), 3) is whole
+    beyond = [sliced(sliced(fresh(0, (1, 8, 8, 5)), 1, h, 2, 2), 2, w, 2, 2) for h, w in [(0, 0), (0, 1), (1, 0), (0, 3)]]
+    assert gathered(whole := joined(beyond, 3), 3) is whole
 
 
 @pytest.mark.parametrize("start", [0, 3, 6, 9])
