@@ -74,8 +74,8 @@ def core(session: nox.Session) -> None:
 
 
 def _doctested() -> list[str]:
-    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_checksum", "_digest", "_slots", "_told", "_summary.columns")
-    return [f"unifreeze.{room}" for room in rooms]
+    rooms = ("_tree", "errors", "plugin", "select", "_manager", "_recipe", "_record", "_rows", "_checksum", "_mark", "_digest", "_slots", "_told")
+    return [f"unifreeze.{room}" for room in (*rooms, "_summary.columns")]
 
 
 @nox.session(python="3.11")

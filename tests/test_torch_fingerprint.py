@@ -1,4 +1,4 @@
-"""Fingerprints of tensors: what PyTorch folds on a device is what NumPy folds on the host, with and without NumPy."""
+"""Fingerprints and marks of tensors: what PyTorch folds on a device is what NumPy folds on the host, with and without NumPy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from unifreeze._backends.torch import BACKEND
 from unifreeze._backends.torch.folding import folded_there
-from unifreeze.plugin import folded
+from unifreeze.plugin import Mark, folded
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn]
 
@@ -33,6 +34,40 @@ def test_the_device_folds_as_the_host_does(dtype: torch.dtype, size: int) -> Non
 def test_a_view_may_begin_anywhere(start: int) -> None:
     octets = made(torch.uint8, 70_003)
     assert torch.equal(folded_there(octets[start:]), folded_there(octets[start:].clone()))
+
+
+@pytest.mark.parametrize("size", [17, 300, 70_003])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_no_change_of_a_byte_goes_unseen_by_a_mark(dtype: torch.dtype, size: int) -> None:
+    tensor = made(dtype, size)
+    before, shown = BACKEND.marks([tensor]), BACKEND.fingerprints([tensor])
+    assert isinstance(before[0], Mark) == (tensor.nbytes > 64)
+    octets = tensor.view(torch.uint8)
+    for place in (0, 1, octets.numel() // 2, octets.numel() - 1):
+        octets[place] ^= 1
+        assert BACKEND.marks([tensor]) != before
+        assert BACKEND.marks([tensor], before) != before
+        assert BACKEND.marks([tensor], shown) == BACKEND.fingerprints([tensor]) != shown
+        octets[place] ^= 1
+    assert BACKEND.marks([tensor], before) == BACKEND.marks([tensor.clone()]) == before
+
+
+def test_a_mark_is_of_the_values_in_their_order_not_of_how_they_lie() -> None:
+    tensor = torch.randn(8, 16, 5, 5)
+    other = tensor.to(memory_format=torch.channels_last)
+    assert BACKEND.marks([other]) == BACKEND.marks([tensor])
+    assert BACKEND.marks([tensor.mT]) != BACKEND.marks([tensor])
+    small = torch.arange(12.0).view(4, 3)
+    assert BACKEND.marks([small.T]) == BACKEND.marks([small.T.contiguous()])
+
+
+def test_what_has_no_plain_bytes_is_not_marked() -> None:
+    sparse, rounded = torch.eye(30).to_sparse(), torch.quantize_per_tensor(torch.randn(300), 0.1, 0, torch.qint8)
+    odd = [sparse, rounded, torch.empty(300, device="meta"), torch.nn.Parameter(torch.randn(300)), None]
+    made, shown = BACKEND.marks(odd), BACKEND.fingerprints(odd)
+    assert [type(one) is Mark for one in made] == [False, False, False, True, False]
+    assert [one for one in made if type(one) is not Mark] == [one for one, mark in zip(shown, made, strict=True) if type(mark) is not Mark]
+    assert BACKEND.marks(odd, shown) == shown
 
 
 WITHOUT_NUMPY = """

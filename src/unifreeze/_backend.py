@@ -108,6 +108,19 @@ class Backend(ABC):
         """Returns the fingerprint of each array, for frameworks that read many faster together than one by one."""
         return [self.fingerprint(array) for array in arrays]
 
+    def marks(self, arrays: Sequence[Any], like: Sequence[Hashable] = ()) -> Sequence[Hashable]:  # noqa: ARG002 - for those who have several ways
+        """Returns fingerprints that are only compared in this process, for ``verify`` and ``guard`` of models that are changed in place.
+
+        Those of ``fingerprints`` go into digests and records, and are the same on every device. Where that can be had faster without, a mark may depend on
+        where an array lies. The default returns fingerprints.
+
+        Args:
+            arrays: The arrays.
+            like: For each, the mark that it is compared with. It may have been taken elsewhere: an array that was moved to another device, and no byte of which
+                changed, has the same mark when it is taken in the same way.
+        """
+        return self.fingerprints(arrays)
+
     def values(self, array: Any) -> Any:
         """Returns a copy of an array's values as a NumPy array, for ``verify`` to say by how much it moved; ``None`` for one that holds no values.
 

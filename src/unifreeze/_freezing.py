@@ -21,7 +21,7 @@ from ._told import Calls, Told, forget, remember
 from ._tree import STATELESS, Layer, State, state_of, unique, with_state
 from ._undisturbed import undisturbed
 from ._undoing import after_later_ones
-from ._verify import Kept, Proof, broken, copies, fingerprints, still
+from ._verify import Kept, Proof, broken, copies, fingerprints, marks, still
 from .errors import ArgumentError, BackendError, FrozenMovedError, near
 
 
@@ -154,7 +154,7 @@ class Freezing:
         if missing:
             raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
         arrays, rows = {path: there[path] for path in self._fingerprints}, self._state.rows
-        return replace(self, _fingerprints=fingerprints(self._backend, arrays, rows), _copies=copies(self._backend, arrays, rows) if exact else {})
+        return replace(self, _fingerprints=marks(self._backend, arrays, rows), _copies=copies(self._backend, arrays, rows) if exact else {})
 
     def digest(self, model: object = None) -> Digest:
         """Returns short texts that name what is frozen (``plan``) and its bytes (``values``), to log, and to compare across restarts and ranks.
@@ -354,7 +354,7 @@ def describe(
         _before=before,
         _revert=undo,
         _tools=tools,
-        _fingerprints=_prints(backend, nodes if given is None else list(given.walk()), state, paths),
+        _fingerprints=marks(backend, _promised(nodes if given is None else list(given.walk()), state, paths), state.rows),
         _ids={p.path: id(p.array) for p in parameters if p.path in state.frozen} if backend.in_place else {},
         _layers=frozenset([layer.path for layer in nodes]),
         _trained=frozenset(trainable if len(every) == len(paths) else [p.path for p in every if p.path not in state.frozen]),
@@ -387,14 +387,14 @@ def _above(paths: Iterable[str]) -> set[str]:
 def prints_of(backend: Backend, tree: Layer) -> dict[str, Hashable]:
     """Fingerprints of all that a tree shows to be promised."""
     nodes = list(tree.walk())
-    return _prints(backend, nodes, state_of(nodes), [p.path for p in unique(p for layer in nodes for p in layer.parameters)])
+    state = state_of(nodes)
+    return fingerprints(backend, _promised(nodes, state, [p.path for p in unique(p for layer in nodes for p in layer.parameters)]), state.rows)
 
 
-def _prints(backend: Backend, nodes: list[Layer], state: State, paths: list[str]) -> dict[str, Hashable]:
-    """Fingerprints of all that is promised to stay still; ``None`` for arrays without values (abstract ones).
+def _promised(nodes: list[Layer], state: State, paths: list[str]) -> dict[str, object]:
+    """All arrays that are promised to stay still, by path.
 
     Args:
-        backend: Who takes them.
         nodes: The layers, with the arrays.
         state: What is promised.
         paths: Of each parameter its first path.
@@ -406,7 +406,7 @@ def _prints(backend: Backend, nodes: list[Layer], state: State, paths: list[str]
         kept |= {b.path: b.array for b in still(nodes, state.inference)}
     if state.rows:
         kept |= {path: arrays[path] for path in paths if path in state.rows}
-    return fingerprints(backend, kept, state.rows)
+    return kept
 
 
 def label_of(tree: Layer, backend: Backend) -> str:

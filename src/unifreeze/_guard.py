@@ -13,7 +13,7 @@ from ._manager import backend_of
 from ._moves import explain
 from ._said import as_said
 from ._tree import STATELESS, Layer, Parameter, state_of, unique, wholes
-from ._verify import Kept, Proof, broken, copies, fingerprints
+from ._verify import Kept, Proof, broken, copies, marks
 from .errors import ArgumentError, BackendError, FrozenMovedError, NothingSelectedError
 
 
@@ -78,7 +78,7 @@ class Guard:
 
     def _keep(self) -> None:
         arrays = {parameter.path: parameter.array for parameter in self._still}
-        prints = fingerprints(self._backend, arrays, self._rows)
+        prints = marks(self._backend, arrays, self._rows)
         blank = next((path for path, value in prints.items() if value is None), None)
         if blank is not None:
             raise BackendError(f"{blank} of {self.label} holds no values, so nothing can be said of it later.\n  Give the real arrays.")

@@ -43,7 +43,7 @@ class Kept:
     """What is kept of arrays that shall not move.
 
     Attributes:
-        prints: The fingerprint of each by its path; ``None`` where it had no values.
+        prints: The mark or fingerprint of each by its path; ``None`` where it had no values.
         rows: For each of which some rows alone shall not move, which.
         copies: Copies of the values, where they were asked for.
         ids: The identity of each array, where arrays are changed in place.
@@ -82,8 +82,18 @@ def fingerprint(backend: Backend, array: object, rows: Rows | None) -> Hashable:
 
 def fingerprints(backend: Backend, arrays: Mapping[str, object], rows: Mapping[str, Rows]) -> dict[str, Hashable]:
     """The fingerprint of each array by its path, or of its rows; asked for together, which is faster in most frameworks."""
-    taken = [backend.take(array, rows[path]) if path in rows else array for path, array in arrays.items()] if rows else [*arrays.values()]
-    return dict(zip(arrays, backend.fingerprints(taken), strict=True))
+    return dict(zip(arrays, backend.fingerprints(_taken(backend, arrays, rows)), strict=True))
+
+
+def marks(backend: Backend, arrays: Mapping[str, object], rows: Mapping[str, Rows], like: Mapping[str, Hashable] | None = None) -> dict[str, Hashable]:
+    """What this process compares the arrays by later: a mark of each, or of its rows, by its path; taken in the way of those that it is compared with."""
+    if not backend.in_place:  # the Freezing of a pytree also makes its digests and records of them
+        return fingerprints(backend, arrays, rows)
+    return dict(zip(arrays, backend.marks(_taken(backend, arrays, rows), [like[path] for path in arrays] if like else ()), strict=True))
+
+
+def _taken(backend: Backend, arrays: Mapping[str, object], rows: Mapping[str, Rows]) -> list[object]:
+    return [backend.take(array, rows[path]) if path in rows else array for path, array in arrays.items()] if rows else [*arrays.values()]
 
 
 def copies(backend: Backend, arrays: Mapping[str, object], rows: Mapping[str, Rows]) -> dict[str, Any]:
@@ -100,7 +110,8 @@ def broken(backend: Backend, model: object, tree: Layer, kept: Kept, optimizer: 
     now = {parameter.path: parameter for parameter in tree.arrays()}
     clues: Callable[[], Mapping[str, Clue]] = cache(lambda: backend.clues(model, tree, optimizer))
     flagged = {path: _flag(now[path], kept) if path in now and kept.flags else None for path in kept.known}
-    prints = fingerprints(backend, {path: now[path].array for path, flag in flagged.items() if path in now and flag is None}, kept.rows)
+    there = {path: now[path].array for path, flag in flagged.items() if path in now and flag is None}
+    prints = marks(backend, there, kept.rows, kept.prints)
     found = []
     for path, flag in flagged.items():
         fact = flag or (_move(backend, now[path], kept, now, clues, print_now=prints[path]) if path in now else _gone(path, kept, now))

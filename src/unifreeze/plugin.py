@@ -19,6 +19,7 @@ from ._checksum import FACTOR, folded, folded_bytes, spread, weights, width
 from ._finding import Finding, Severity
 from ._graph import Graph, Source, Sources, Traced, Unit, Weight, concatenated, merged
 from ._inputs import Inputs, Shape, Spec
+from ._mark import Mark, mark
 from ._moves import Clue
 from ._rows import Rows
 from ._slots import Slots, named, times
@@ -40,6 +41,7 @@ __all__ = [
     "Inference",
     "Inputs",
     "Layer",
+    "Mark",
     "Parameter",
     "Request",
     "Rows",
@@ -64,6 +66,7 @@ __all__ = [
     "folded_bytes",
     "hookimpl",
     "hookspec",
+    "mark",
     "merged",
     "named",
     "natural",

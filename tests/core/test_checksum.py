@@ -1,15 +1,17 @@
-"""The fold of a large array: what must show in it."""
+"""The fold of a large array, and its mark: what must show in them."""
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from unifreeze.plugin import folded, spread, width
+from unifreeze.plugin import Mark, folded, mark, spread, width
 
 SIZE = 70_001
 WORDS = np.random.default_rng(0).integers(0, 1 << 64, SIZE, dtype=np.uint64)
@@ -55,6 +57,7 @@ CHANGES = {
 @pytest.mark.parametrize("words", CHANGES.values(), ids=CHANGES.keys())
 def test_every_change_shows(words: np.ndarray) -> None:
     assert not np.array_equal(folded(words), folded(WORDS))
+    assert mark(words.data) != mark(WORDS.data)
 
 
 def test_what_plain_sums_of_rows_and_columns_would_miss() -> None:
@@ -65,18 +68,28 @@ def test_what_plain_sums_of_rows_and_columns_would_miss() -> None:
     assert np.array_equal(one.sum(1), other.sum(1))
     rest = WORDS[WIDE * 10 :]
     assert not np.array_equal(folded(np.concatenate([one.ravel(), rest])), folded(np.concatenate([other.ravel(), rest])))
+    assert mark(np.concatenate([one.ravel(), rest]).data) != mark(np.concatenate([other.ravel(), rest]).data)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 1_000, SIZE, 3_000_017])
 def test_every_place_counts(size: int) -> None:
     words = np.random.default_rng(1).integers(0, 1 << 64, size, dtype=np.uint64)
-    before = folded(words)
+    before, marked = folded(words), mark(words.data)
     assert before.size <= 3 * width(size) + size // width(size)
     for place in {0, size // 2, size - 1} if size else ():
         words[place] += np.uint64(1)
         assert not np.array_equal(folded(words), before)
+        assert mark(words.data) != marked
         words[place] -= np.uint64(1)
     assert np.array_equal(folded(words), before)
+    assert mark(words.copy().data) == marked == mark(words.tobytes())
+
+
+def test_a_mark_is_no_fingerprint() -> None:
+    """They may stand beside one another, and which of them it is says how to take the next one; a copy of a Freezing must know, too."""
+    made = mark(WORDS.data)
+    assert type(made) is Mark
+    assert [type(again) for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)))] == [Mark, Mark]
 
 
 def test_the_number_of_columns_is_odd() -> None:

@@ -20,7 +20,7 @@ from unifreeze.plugin import Applied, Backend, Clue, ExitStack, Finding, Inputs,
 
 from . import audit, drift, figures, graph, living, resume, shapes, training, tree
 from .clues import clues
-from .fingerprint import fingerprint, fingerprints, values
+from .fingerprint import fingerprint, fingerprints, marks, values
 from .flags import Setter
 from .optimizer import Bank, retarget
 from .slots import SLOTS
@@ -129,6 +129,10 @@ class KerasBackend(Backend):
     def fingerprints(self, arrays: Sequence[Any]) -> Sequence[Hashable]:
         """Reads them all, TensorFlow's in one go."""
         return fingerprints(arrays)
+
+    def marks(self, arrays: Sequence[Any], like: Sequence[Hashable] = ()) -> Sequence[Hashable]:
+        """Reads them all, by what is quickest on the host, or as those were read that they are compared with."""
+        return marks(arrays, like)
 
     def values(self, array: Any) -> Any:
         """A copy on the host."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from unifreeze.plugin import folded_bytes, spread
+from unifreeze.plugin import Mark, folded_bytes, mark, spread
 
 from .folding import folded_there, is_far, nbytes
 
@@ -24,14 +24,42 @@ def fingerprint(array: Any) -> Hashable:
 
 
 def fingerprints(arrays: Sequence[Any]) -> list[Hashable]:
-    """Returns the fingerprint of each. TensorFlow shows all of them at once, without a copy: reading them one by one would take it as long as the digests."""
+    """Returns the fingerprint of each."""
+    seen = _all_seen(arrays)
+    # What lies on a device is read in the caller's own thread, after what is still being written there.
+    return spread(_digest, seen, _sizes(seen))
+
+
+def marks(arrays: Sequence[Any], like: Sequence[Hashable]) -> list[Hashable]:
+    """Returns a mark of each that is read on the host, and fingerprints of the others; each in the way of ``like``, wherever it lies now."""
+    seen = _all_seen(arrays)
+    asked = list(zip(seen, like, strict=True)) if like else [(one, None) for one in seen]
+    return spread(_marked, asked, _sizes(seen))
+
+
+def _all_seen(arrays: Sequence[Any]) -> list[Any]:
+    """TensorFlow shows all of them at once, without a copy: reading them one by one would take it as long as the digests."""
     values = [_value(array) for array in arrays]
     if keras.backend.backend() == "tensorflow":
         with contextlib.suppress(Exception):  # the operation is an inner one of TensorFlow's, and can't be where variables lie on several devices
             values = _shown_together(values)
-    seen = [_seen(value) for value in values]
-    # What lies on a device is read in the caller's own thread, after what is still being written there.
-    return spread(_digest, seen, [one.nbytes if isinstance(one, np.ndarray) else 0 for one in seen])
+    return [_seen(value) for value in values]
+
+
+def _sizes(seen: Sequence[Any]) -> list[int]:
+    """How much of each the host has to read."""
+    return [one.nbytes if isinstance(one, np.ndarray) else 0 for one in seen]
+
+
+def _marked(asked: tuple[Any, Hashable]) -> Hashable:
+    seen, like = asked
+    if seen is None or (_stays_there(seen) if like is None else not isinstance(like, Mark)):
+        return _digest(seen)
+    plain = _as_numpy(seen)
+    if plain.flags.c_contiguous:
+        with contextlib.suppress(ValueError):  # of a type that no buffer can say, such as bfloat16
+            return mark(plain.data)
+    return mark(_plain(plain).data)
 
 
 def _value(array: Any) -> Any:
@@ -46,6 +74,10 @@ def _seen(value: Any) -> Any:
         return _ways[keras.backend.backend()](value)
     except (AttributeError, BufferError, KeyError, RuntimeError, TypeError, ValueError):  # sparse, sharded, of a type that NumPy does not know
         return value
+
+
+def _stays_there(seen: Any) -> bool:
+    return not isinstance(seen, np.ndarray) and is_far(seen)
 
 
 def _digest(seen: Any) -> Hashable:
@@ -69,11 +101,15 @@ def _read(plain: Sequence[Any]) -> Sequence[Any]:
 
 def _octets(seen: Any) -> NDArray[np.uint8]:
     """The bytes of a small array; of a large one, what they fold into: where it lies, if that is one accelerator."""
-    if not isinstance(seen, np.ndarray) and is_far(seen) and nbytes(seen) > _SMALL:
+    if _stays_there(seen) and nbytes(seen) > _SMALL:
         with contextlib.suppress(Exception):  # of a type that the engine can't take apart; each has its own way to say so
             return folded_there(seen)
-    octets = np.ascontiguousarray(_as_numpy(seen)).reshape(-1).view(np.uint8)
+    octets = _plain(_as_numpy(seen))
     return octets if octets.nbytes <= _SMALL else folded_bytes(octets)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def values(array: Any) -> NDArray[Any] | None:

@@ -32,7 +32,7 @@ from . import graph
 from .audit import findings, known, modes
 from .checkpointing import warn_of_dead_gradients, without_gradient
 from .clues import clues
-from .fingerprint import fingerprint, fingerprints, values
+from .fingerprint import fingerprint, fingerprints, marks, values
 from .holding import hold_layers
 from .optimizer import Tools
 from .rows import keep_rows, take
@@ -95,6 +95,10 @@ class TorchBackend(Backend):
     def fingerprints(self, arrays: Sequence[object]) -> Sequence[Hashable]:
         """Reads several large tensors at a time."""
         return fingerprints(arrays)
+
+    def marks(self, arrays: Sequence[object], like: Sequence[Hashable] = ()) -> Sequence[Hashable]:
+        """Reads them all, by what is quickest on the CPU, or as those were read that they are compared with."""
+        return marks(arrays, like)
 
     def values(self, array: object) -> Any:
         """A copy on the host; of a sharded tensor, the part that this process holds."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unifreeze.plugin import folded_bytes, spread
+from unifreeze.plugin import Mark, folded_bytes, mark, spread
 
 from .folding import folded_there
 
@@ -25,6 +25,8 @@ _TINY = 64
 _READERS = [(ctypes.c_char * size).from_address for size in range(_TINY + 1)]
 _STRIDED = torch.strided
 _SMALL = 1 << 14
+_view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(("PyMemoryView_FromMemory", ctypes.pythonapi))
+_READ = 0x100  # PyBUF_READ
 
 
 def fingerprint(array: object) -> Hashable:
@@ -51,6 +53,31 @@ def fingerprints(arrays: Sequence[object]) -> list[Hashable]:
     return [next(others) if tiny is None else tiny for tiny in found]
 
 
+def marks(arrays: Sequence[object], like: Sequence[Hashable]) -> list[Hashable]:
+    """A mark of each tensor that lies on the CPU, and fingerprints of the others and of the very small; each in the way of ``like``, wherever it lies now."""
+    found: list[Hashable] = [_tiny(array) for array in arrays]
+    rest = [place for place, tiny in enumerate(found) if tiny is None]
+    asked = [(arrays[place], like[place] if like else None) for place in rest]
+    for place, made in zip(rest, spread(_marked, asked, [_host_bytes(array) for array, _ in asked]), strict=True):
+        found[place] = made
+    return found
+
+
+def _marked(asked: tuple[object, Hashable]) -> Hashable:
+    array, like = asked
+    if not isinstance(array, torch.Tensor) or not _is_dense(array) or array.nbytes <= _TINY:
+        return fingerprint(array)
+    if not (array.is_cpu if like is None else isinstance(like, Mark)):
+        return fingerprint(array)
+    plain = array.detach().contiguous().cpu()
+    return mark(_view(plain.data_ptr(), plain.nbytes, _READ))
+
+
+def _is_dense(array: torch.Tensor) -> bool:
+    made_of_others = type(array) not in _PLAIN and (hasattr(array, "__tensor_flatten__") or isinstance(array, FakeTensor))
+    return not (made_of_others or array.is_meta or array.layout is not torch.strided or array.is_quantized)
+
+
 def _tiny(array: object) -> bytes | None:
     """The bytes of a very small plain tensor on the CPU: the short way, for models that have very many."""
     plain: Any = array
@@ -68,7 +95,7 @@ def _tiny(array: object) -> bytes | None:
 
 def _host_bytes(array: object) -> int:
     """How much the CPU has to read. What lies on a device is read in the caller's own thread, and so in its stream, after what is still being written there."""
-    return array.nbytes if type(array) in _PLAIN and array.is_cpu else 0  # type: ignore[attr-defined]
+    return array.nbytes if isinstance(array, torch.Tensor) and array.is_cpu and _is_dense(array) else 0
 
 
 def _folded(array: torch.Tensor) -> bytes:
