@@ -38,6 +38,14 @@ _HOMES = {"torch.nn.modules.activation": "activation", "torch.nn.modules.pooling
 _LEAF_NAMES = (("rmsnorm", "rms_norm"), ("layernorm", "layer_norm"), ("groupnorm", "group_norm"), ("dropout", "dropout"), ("droppath", "dropout"))
 _VAGUE = ("other", "container")
 _UNSURE = ("conv", *_VAGUE)
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
 _BUFFER_ROLES = {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
 
 Named = Mapping[str, torch.Tensor | None]
@@ -144,14 +152,20 @@ def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> 
         if array is not None:
             dtype, untrainable, role = _described(kind, name, array.dtype)
             status: Status = "trainable" if array.requires_grad else "frozen"
-            made.append(Parameter(prefix + name, tuple(array.shape), dtype, array.nbytes, status, role, array, untrainable))
+            made.append(Parameter(prefix + name, tuple(array.shape), dtype, _nbytes(array), status, role, array, untrainable))
             if kept and array.requires_grad:
                 made[-1].rows = kept.get(id(array))
     return made
 
 
 def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
-    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], array.nbytes, "buffer", role, array)
+    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], _nbytes(array), "buffer", role, array)
+
+
+def _nbytes(array: torch.Tensor) -> int:
+    """The bytes of a tensor; of a sparse one, those of its indices and values, which PyTorch does not tell."""
+    parts = _SPARSE.get(array.layout)
+    return array.nbytes if parts is None else sum(getattr(array, part)().nbytes for part in parts)
 
 
 def _buffer_role(module: nn.Module, name: str, array: torch.Tensor) -> str:
