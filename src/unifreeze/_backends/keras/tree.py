@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from math import prod
 from typing import Any
@@ -58,8 +58,8 @@ def read(model: Any) -> Layer:
             continue
         above.add(id(native))
         pending.append((native, None, -1))
-        below = _unique(attributes.named(native, [child for child in direct if id(child) not in above]))
-        pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(list(below)))
+        below = _unique(list(attributes.named(native, [child for child in direct if id(child) not in above])))
+        pending.extend((child, f"{path}.{name}".lstrip("."), place) for name, child in reversed(below))
     _need_built(model, (native for native, _, _ in nodes))
     for place in range(len(nodes) - 1, -1, -1):
         native, path, inner = nodes[place]
@@ -105,7 +105,8 @@ def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
     for ours, trainables in ((layer._trainable_variables, True), (layer._non_trainable_variables, False)):
         for variable in ours:
             if id(variable) not in below:
-                found.setdefault(id(variable), (named.get(id(variable._value), variable.name), (variable, trainables or variable.trainable)))
+                name = named.get(id(variable._value), variable.name) if named else variable.name
+                found.setdefault(id(variable), (name, (variable, trainables or variable._trainable)))
     return list(found.values())
 
 
@@ -141,7 +142,7 @@ def _layer(native: Any, path: str, inner: tuple[Layer, ...], *, masked: bool) ->
         its_role = _BUFFER_ROLES.get(name, name) if status == "buffer" else role(kind, name.rpartition(".")[2])
         (buffers if status == "buffer" else parameters).append(_parameter(above + name, variable, status, its_role, quantized))
     if native._seed_generators:
-        seeds = ((generator.state.name, generator.state) for generator in native._seed_generators)
+        seeds = [(generator.state.name, generator.state) for generator in native._seed_generators]
         buffers += [_parameter(above + name, state, "buffer", "rng") for name, state in _unique(seeds)]
     if type(native).__name__ == _WRAPPER:
         buffers += [_tensor(above + name, tensor) for name, tensor in module_buffers(native)]
@@ -189,16 +190,11 @@ def _module_names(layer: Any) -> dict[int, str]:
     return {id(tensor): name for name, tensor in layer.module.named_parameters()}
 
 
-def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _unique(named: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Tells siblings of one name apart, which Keras allows: ``fc``, ``fc_1``."""
-    named = list(named)
-    if len(named) < 2:
-        yield from named
-        return
-    taken = {name for name, _ in named}
-    if len(taken) == len(named):
-        yield from named
-        return
+    if len(named) < 2 or len(taken := {name for name, _ in named}) == len(named):
+        return named
+    found: list[tuple[str, Any]] = []
     seen: dict[str, int] = {}
     for name, value in named:
         seen[name] = seen.get(name, 0) + 1
@@ -207,7 +203,8 @@ def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             fresh = f"{name}_{seen[name] - 1}"
             seen[name] += fresh in taken
         taken.add(fresh)
-        yield fresh, value
+        found.append((fresh, value))
+    return found
 
 
 def _auto_named(layer: Any) -> bool:
