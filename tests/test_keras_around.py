@@ -12,7 +12,7 @@ import pytest
 
 from kits.keras import value_of
 from kits.keras_eyes import X, Y, dense, drawing, moved_layers
-from unifreeze import freeze, summary
+from unifreeze import UnifreezeWarning, freeze, summary, unfreeze
 from unifreeze.errors import BackendError, FrozenMovedError
 
 BACKEND = keras.backend.backend()
@@ -55,6 +55,43 @@ OUTER: dict[str, Callable[[Any], Any]] = {
     "of one's own class": Around,
     "flat": lambda base: keras.Model(base.inputs, L.Dense(4, name="head")(base.outputs[0])),
 }
+
+
+def swap_by_hand(base: Any) -> None:
+    """Of equal shapes, so that Keras notices nothing: on JAX it would compute with a and b exchanged."""
+    base.get_layer("a").trainable, base.get_layer("b").trainable = True, False
+
+
+def test_flags_set_by_hand_reach_a_model_that_was_compiled_before_the_freeze_and_is_used_after() -> None:
+    base = dense("a", "b")
+    model = compiled(functional(base))
+    freeze(base, layers="a")
+    assert moved_layers(model, lambda: fit(model)) == {"b", "head"}
+    expected = model.predict(X, verbose=0)
+    swap_by_hand(base)
+    with pytest.warns(UnifreezeWarning, match="a: trainable was set to True"):
+        np.testing.assert_allclose(model.predict(X, verbose=0), expected, rtol=1e-5)
+    assert moved_layers(model, lambda: fit(model)) == {"a", "head"}
+
+
+def test_flags_set_by_hand_reach_a_model_that_only_predicts() -> None:
+    base = dense("a", "b")
+    freeze(base, layers="a")
+    features = keras.Model(base.inputs, base.outputs[0])
+    expected = features.predict(X, verbose=0)
+    swap_by_hand(base)
+    with pytest.warns(UnifreezeWarning, match="a: trainable was set to True"):
+        np.testing.assert_allclose(features.predict(X, verbose=0), expected, rtol=1e-5)
+
+
+def test_calls_through_two_models_are_undone_in_any_order() -> None:
+    base = dense("a", "b")
+    model = functional(base)
+    first, second = freeze(base, layers="a"), unfreeze(model, layers=base)
+    first.undo()
+    second.undo()
+    assert len(base.trainable_variables) == 4
+    assert len(model.trainable_variables) == 6
 
 
 @pytest.mark.parametrize("how", OUTER)

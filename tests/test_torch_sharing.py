@@ -166,3 +166,12 @@ def test_a_weight_that_is_computed_from_another_follows_it() -> None:
     assert torch.equal(source.detach(), before)
     freezing.verify()
     assert summary(model).totals.parameters == sum(array.numel() for array in model.parameters())
+
+
+def test_calls_on_a_part_and_on_the_whole_are_undone_in_any_order() -> None:
+    part = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    whole = nn.Sequential(part, nn.Linear(2, 2))
+    first, second, third = freeze(part, layers="0"), freeze(whole, layers="0"), unfreeze(part, layers="1")
+    for freezing in (first, third, second):
+        freezing.undo()
+        assert all(parameter.requires_grad for parameter in whole.parameters()), "the later ones go with the first"

@@ -297,7 +297,7 @@ def bring_about(
         skipped = {**skipped, **applied.skipped}
         undo = applied.undo
         if backend.in_place:
-            undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request.parameters | request.layers)
+            undo = after_later_ones(model, partial(_undone, applied.undo, remember(model, told[-1:]), told[-1:]), request)
         given = None if backend.in_place else request.tree
         freezing = describe(backend, applied.model, tree, before, applied.state, picked=picked, undo=undo, tools=applied.tools, skipped=skipped, given=given)
         blank = {path: known.get(path) for path, value in freezing._fingerprints.items() if value is None}

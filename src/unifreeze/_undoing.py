@@ -1,36 +1,52 @@
-"""In which order the calls on a model that is changed in place are undone."""
+"""In which order calls on models that are changed in place are undone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+
+from ._backend import Request
+
+_NUMBERS = count()
 
 
 @dataclass(eq=False)
 class _Revert:
-    """How to undo one call on a model that is changed in place, after the later calls on the same paths: undoing out of order ends where undoing in order does.
+    """How to undo one call on a model that is changed in place, after the later ones on the same layers: undoing out of order ends where undoing in order does.
 
     Attributes:
         undo: Undoes this call alone.
-        scope: The paths that it concerns.
+        scope: The paths that it concerns, and the arrays and layers there by identity: another model may hold the same ones.
         entries: All calls on the model that are not undone, in order.
         done: Whether it has been undone.
+        number: Which of all calls it is.
     """
 
     undo: Callable[[], None]
-    scope: frozenset[str]
+    scope: frozenset[Hashable]
     entries: _Calls
     done: bool = False
+    number: int = field(default_factory=lambda: next(_NUMBERS))
 
     def __call__(self) -> None:
         if self.done:
             return
-        for later in [one for one in reversed(self.entries[self.entries.index(self) :]) if one.scope & self.scope]:
+        for later in reversed(self._with_later_ones()):
             later.undo()
             later.done = True
-            self.entries.remove(later)
+            later.entries.remove(later)
+
+    def _with_later_ones(self) -> list[_Revert]:
+        """This call and the later ones on the same layers, and those on the same layers as one of these, in order."""
+        found, scope = [], set(self.scope)
+        for one in sorted((one for calls in _all.values() for one in calls if one.number >= self.number), key=lambda one: one.number):
+            if not scope.isdisjoint(one.scope):
+                found.append(one)
+                scope |= one.scope
+        return found
 
 
 class _Calls(list[_Revert]):
@@ -38,15 +54,24 @@ class _Calls(list[_Revert]):
 
 
 _calls: WeakKeyDictionary[Any, ref[_Calls]] = WeakKeyDictionary()
+_all: WeakValueDictionary[int, _Calls] = WeakValueDictionary()
 
 
-def after_later_ones(model: object, undo: Callable[[], None], scope: frozenset[str]) -> Callable[[], None]:
-    """Enters a call in the register of its model, and returns how to undo it with the later ones on the same paths."""
+def after_later_ones(model: object, undo: Callable[[], None], request: Request) -> Callable[[], None]:
+    """Enters a call in the register of its model, and returns how to undo it with the later ones on the same layers."""
     try:
         found = _calls.get(model)
         entries = (found and found()) or _Calls()
         _calls[model] = ref(entries)
     except TypeError:  # a model that can't be referred to weakly
         entries = _Calls()
-    entries.append(_Revert(undo, scope, entries))
+    _all[id(entries)] = entries
+    entries.append(_Revert(undo, _scope(model, request), entries))
     return entries[-1]
+
+
+def _scope(model: object, request: Request) -> frozenset[Hashable]:
+    nodes = list(request.tree.walk())
+    arrays = {id(p.array) for node in nodes for p in node.parameters if p.path in request.parameters and p.array is not None}
+    layers = {id(node.native) for node in nodes if node.path in request.layers and node.native is not None}
+    return frozenset({(id(model), path) for path in request.parameters | request.layers} | arrays | layers)

@@ -155,7 +155,7 @@ class Board:
         request = Request(tree, state, frozenset(path for path, array in arrays.items() if array in every), frozenset(layers))
         if self.backend.in_place:
             applied = self.backend.apply(self.model, request)
-            self._undo.callback(after_later_ones(self.model, applied.undo, request.parameters | request.layers))
+            self._undo.callback(after_later_ones(self.model, applied.undo, request))
         self._state = state
 
     def _hold(self, node: Layer) -> Inference | None:

@@ -231,8 +231,9 @@ class Conformance:
         before = self.kit.flags(model)
         first = freeze(model, layers="stem")
         second = freeze(_subject(first, model), layers=["stem", "head"], inference="all")
-        first.undo()
-        second.undo()
+        third = unfreeze(_subject(second, model), layers="head")
+        for freezing in (first, third, second):
+            freezing.undo()
         assert self.kit.flags(model) == before
 
     def test_none_leaves_statistics_moving(self) -> None:

@@ -118,7 +118,7 @@ def watch(models: list[Any], obey: Callable[[Any], None], stack: ExitStack) -> N
 
 
 def join(model: Any, obey: Callable[[Any], None]) -> None:
-    """Watches a model that was compiled around one that is watched, as long as that one is; its flags count from its first use on."""
+    """Watches a model that is about to be used and holds layers of one that is watched, as long as that one is. Its flags count from here on."""
     others = [other for other in living.models() if other is not model and _WATCH in vars(other)]
     if _WATCH in vars(model) or not others:
         return
@@ -128,6 +128,7 @@ def join(model: Any, obey: Callable[[Any], None]) -> None:
         known = vars(model)[_WATCH] = _Watch(model, obey)
         known.beside, known.compiled = beside, _NOT_YET
         _hook(model, known)
+        known.check()
 
 
 def note(model: Any, layers: list[Any]) -> None:

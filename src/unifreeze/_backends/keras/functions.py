@@ -15,9 +15,9 @@ from weakref import ref
 from keras.src.utils.tracking import DotNotTrackScope
 
 from . import pin
+from .living import FUNCTIONS
 from .optimizer import starts_of
 
-_NAMES = ("train_function", "test_function", "predict_function")
 _KEPT = 4
 
 
@@ -38,7 +38,7 @@ def _shelf(model: Any) -> _Shelf:
 
 def in_use(model: Any) -> bool:
     """Whether the model has compiled anything."""
-    return any(getattr(model, name, None) is not None for name in _NAMES)
+    return any(getattr(model, name, None) is not None for name in FUNCTIONS)
 
 
 def shelve(model: Any) -> None:
@@ -70,7 +70,7 @@ def renew(model: Any, layers: Sequence[Any]) -> None:
     kept, objects = shelf.states.pop(shelf.now, ({}, []))
     alive = all(one() is not None for one in objects)
     with DotNotTrackScope():
-        for name in _NAMES:
+        for name in FUNCTIONS:
             if getattr(model, name, None) is None:
                 continue
             if alive and name in kept:

@@ -145,5 +145,5 @@ def obey(model: Any, bank: Bank) -> None:
 
 
 def join(model: Any) -> None:
-    """Watches a model that was compiled, if it uses layers of one that is watched."""
+    """Watches a model that is about to be used, if it holds layers of one that is watched."""
     drift.join(model, functools.partial(obey, bank=Bank()))
