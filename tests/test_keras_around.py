@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,6 +83,16 @@ def test_flags_set_by_hand_reach_a_model_that_only_predicts() -> None:
     swap_by_hand(base)
     with pytest.warns(UnifreezeWarning, match="a: trainable was set to True"):
         np.testing.assert_allclose(features.predict(X, verbose=0), expected, rtol=1e-5)
+
+
+def test_what_another_model_froze_is_not_taken_for_flags_set_by_hand() -> None:
+    """The base was frozen and never used before the model around it was frozen as well."""
+    base = dense("a", "b")
+    freeze(base, layers="a")
+    freeze(functional(base), layers=base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnifreezeWarning)
+        base.predict(X, verbose=0)
 
 
 def test_calls_through_two_models_are_undone_in_any_order() -> None:

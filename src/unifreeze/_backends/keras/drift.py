@@ -117,6 +117,11 @@ def watch(models: list[Any], obey: Callable[[Any], None], stack: ExitStack) -> N
         stack.callback(_release, model)
 
 
+def watches(model: Any) -> bool:
+    """Whether a model's flags are compared with those that were brought about last."""
+    return _WATCH in vars(model)
+
+
 def join(model: Any, obey: Callable[[Any], None]) -> None:
     """Watches a model that is about to be used and holds layers of one that is watched, as long as that one is. Its flags count from here on."""
     others = [other for other in living.models() if other is not model and _WATCH in vars(other)]

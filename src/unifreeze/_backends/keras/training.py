@@ -22,7 +22,7 @@ _LOOPS = {"fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "pred
 
 
 def trainers(natives: Iterable[Any]) -> list[Any]:
-    """The models whose training or compiled functions the layers take part in: those among them, and living ones around them that are in use."""
+    """The models whose training or compiled functions the layers take part in: those among them, and living ones around them that are in use or watched."""
     inside = {id(native): native for native in natives}
     found = [native for native in inside.values() if isinstance(native, keras.Model)]
     others = [other for other in living.models() if id(other) not in inside and _in_use(other)]
@@ -37,7 +37,7 @@ def joined(models: list[Any], more: Iterable[Any]) -> list[Any]:
 
 
 def _in_use(model: Any) -> bool:
-    return functions.in_use(model) or getattr(getattr(model, "optimizer", None), "built", False)
+    return functions.in_use(model) or drift.watches(model) or getattr(getattr(model, "optimizer", None), "built", False)
 
 
 def hand_over(models: Sequence[Any]) -> None:
