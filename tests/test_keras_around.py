@@ -89,7 +89,7 @@ def test_what_another_model_froze_is_not_taken_for_flags_set_by_hand() -> None:
     """The base was frozen and never used before the model around it was frozen as well."""
     base = dense("a", "b")
     freeze(base, layers="a")
-    freeze(functional(base), layers=base)
+    freeze(OUTER["flat"](base), layers=base.layers)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnifreezeWarning)
         base.predict(X, verbose=0)
