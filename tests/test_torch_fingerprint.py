@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from unifreeze._backends.torch import BACKEND
@@ -107,6 +108,16 @@ def test_what_has_no_memory_of_its_own_is_not_read_from_there() -> None:
         given_back = torch.ones(size)
         given_back.untyped_storage().resize_(0)
         assert BACKEND.marks([given_back]) == BACKEND.fingerprints([given_back]) == [None]
+
+
+@pytest.mark.parametrize("size", [5, 500, 70_003])
+def test_values_are_read_where_a_mode_only_pretends_to_compute(size: int) -> None:
+    tensors = [torch.randn(size), torch.randn(size, 2).T]
+    takes = (BACKEND.marks, BACKEND.fingerprints, lambda arrays: [BACKEND.values(array).tobytes() for array in arrays])
+    before = [take(tensors) for take in takes]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert [take(tensors) for take in takes] == before
+        assert BACKEND.marks([torch.ones(size)]) == [None]
 
 
 def test_what_has_no_plain_bytes_is_not_marked() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from unifreeze.plugin import Mark, folded_bytes, mark, spread
 
@@ -30,8 +30,11 @@ _REAL = {one for one in _TYPES if not one.is_complex and not str(one).startswith
 _SMALL = 1 << 14
 _view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(("PyMemoryView_FromMemory", ctypes.pythonapi))
 _READ = 0x100  # PyBUF_READ
+# Under a mode that only pretends to compute, whatever has to be copied first would come out without memory.
+_really = unset_fake_temporarily()
 
 
+@_really
 def fingerprint(array: object) -> Hashable:
     """Returns a value that changes with any byte of the tensor, the same on every device; ``None`` for a tensor that holds no values."""
     tiny = _tiny(array)
@@ -78,6 +81,7 @@ def marks(arrays: Sequence[object], like: Sequence[Hashable]) -> list[Hashable]:
     return found
 
 
+@_really
 def _marked(asked: tuple[object, Hashable]) -> Hashable:
     array, like = asked
     if not isinstance(array, torch.Tensor) or not _is_dense(array) or array.nbytes <= _TINY:
@@ -147,6 +151,7 @@ def _saved(array: torch.Tensor) -> bytes:
     return file.getvalue()
 
 
+@_really
 def values(array: object) -> NDArray[Any] | None:
     """Returns a copy of a tensor's values in NumPy; ``None`` for a tensor that holds none, or that NumPy can't show (sparse, quantised)."""
     if not isinstance(array, torch.Tensor) or array.is_meta or isinstance(array, FakeTensor):
