@@ -166,9 +166,11 @@ def _parameter(path: str, variable: Any, status: Status, its_role: str, untraina
 
 
 def _tensor(path: str, tensor: Any) -> Parameter:
+    from unifreeze._backends.torch.stored import nbytes, shape
+
     name = path.rpartition(".")[2]
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Parameter(path, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size(), "buffer", _BUFFER_ROLES.get(name, name), tensor)
+    return Parameter(path, shape(tensor), dtype, nbytes(tensor), "buffer", _BUFFER_ROLES.get(name, name), tensor)
 
 
 @cache
