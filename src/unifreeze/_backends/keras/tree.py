@@ -166,11 +166,12 @@ def _parameter(path: str, variable: Any, status: Status, its_role: str, untraina
 
 
 def _tensor(path: str, tensor: Any) -> Parameter:
-    from unifreeze._backends.torch.stored import nbytes, shape
+    from unifreeze._backends.torch.stored import extent
 
     name = path.rpartition(".")[2]
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Parameter(path, shape(tensor), dtype, nbytes(tensor), "buffer", _BUFFER_ROLES.get(name, name), tensor)
+    shape, nbytes = extent(tensor)
+    return Parameter(path, shape, dtype, nbytes, "buffer", _BUFFER_ROLES.get(name, name), tensor)
 
 
 @cache

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from unifreeze.plugin import Mark, folded_bytes, mark, spread
 
 from .folding import folded_there
-from .stored import parts, shape
+from .stored import extent, parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def _of_another_kind(array: Any) -> Hashable:
         return None
     made_of = parts(array)
     if made_of is not None:
-        return (str(array.layout), shape(array), *map(fingerprint, made_of))
+        return (str(array.layout), extent(array)[0], *map(fingerprint, made_of))
     if type(array) not in _PLAIN and hasattr(array, "__tensor_flatten__"):  # a sharded or quantised tensor, made of plain ones
         return tuple(fingerprint(getattr(array, name)) for name in array.__tensor_flatten__()[0])
     if array.is_mkldnn:

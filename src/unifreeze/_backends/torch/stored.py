@@ -14,7 +14,7 @@ _SPARSE = {
     torch.sparse_csc: _COLUMNS,
     torch.sparse_bsc: _COLUMNS,
 }
-_JAGGED = torch.jagged
+_STRIDED, _JAGGED = torch.strided, torch.jagged
 
 
 def parts(array: Any) -> list[torch.Tensor] | None:
@@ -25,12 +25,10 @@ def parts(array: Any) -> list[torch.Tensor] | None:
     return None if names is None else [getattr(array, name)() for name in names]
 
 
-def shape(array: Any) -> tuple[int, ...]:
-    """Returns the shape; of a jagged tensor, whose size is no number along one axis, that of all its rows together."""
-    return tuple(array._values.shape if array.layout is _JAGGED else array.shape)
-
-
-def nbytes(array: Any) -> int:
-    """Returns the bytes; of a sparse or jagged tensor, those of its parts."""
+def extent(array: Any) -> tuple[tuple[int, ...], int]:
+    """Returns the shape and the bytes: of a sparse or jagged tensor, the bytes of its parts; a jagged one has the shape of all its rows together."""
+    if array.layout is _STRIDED:
+        return tuple(array.shape), array.nbytes
     made_of = parts(array)
-    return int(array.nbytes) if made_of is None else sum(part.nbytes for part in made_of)
+    shape = tuple(array._values.shape if array.layout is _JAGGED else array.shape)
+    return shape, array.nbytes if made_of is None else sum(part.nbytes for part in made_of)

@@ -16,7 +16,7 @@ from unifreeze.plugin import role as common_role
 
 from .pin import held, parametrizations
 from .rows import frozen_rows
-from .stored import nbytes, shape
+from .stored import extent
 from .wrappers import unwrapped
 
 _KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -145,14 +145,16 @@ def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> 
         if array is not None:
             dtype, untrainable, role = _described(kind, name, array.dtype)
             status: Status = "trainable" if array.requires_grad else "frozen"
-            made.append(Parameter(prefix + name, shape(array), dtype, nbytes(array), status, role, array, untrainable))
+            shape, nbytes = extent(array)
+            made.append(Parameter(prefix + name, shape, dtype, nbytes, status, role, array, untrainable))
             if kept and array.requires_grad:
                 made[-1].rows = kept.get(id(array))
     return made
 
 
 def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
-    return Parameter(path, shape(array), _dtype(array.dtype)[0], nbytes(array), "buffer", role, array)
+    shape, nbytes = extent(array)
+    return Parameter(path, shape, _dtype(array.dtype)[0], nbytes, "buffer", role, array)
 
 
 def _buffer_role(module: nn.Module, name: str, array: torch.Tensor) -> str:
