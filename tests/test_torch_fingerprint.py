@@ -135,7 +135,7 @@ if {without}: sys.modules["numpy"] = None
 import torch
 from torch import nn
 from unifreeze import freeze, summary
-from unifreeze.errors import FrozenMovedError
+from unifreeze.errors import BackendError, FrozenMovedError
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 2))
 freezing = freeze(model, layers="0")
@@ -147,6 +147,11 @@ try:
     freezing.verify()
 except FrozenMovedError as moved:
     print(moved)
+try:
+    freezing.remember(exact=True)
+    assert not {without}
+except BackendError as error:
+    assert {without} and "pip install numpy" in str(error)
 """
 
 

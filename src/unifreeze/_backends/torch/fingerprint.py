@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from unifreeze.plugin import Mark, folded_bytes, mark, spread
+from unifreeze.plugin import BackendError, Mark, folded_bytes, mark, spread
 
 from .folding import folded_there
 from .stored import extent, parts
@@ -160,8 +160,16 @@ def values(array: object) -> NDArray[Any] | None:
     plain = plain.to_local() if hasattr(plain, "to_local") else plain
     if not _is_dense(plain):
         return None
+    _need_numpy()
     narrow = plain.is_floating_point() and plain.dtype not in {torch.float16, torch.float32, torch.float64}
     with contextlib.suppress(TypeError, NotImplementedError):  # of a type that NumPy does not know
         found: NDArray[Any] = (plain.float() if narrow else plain).cpu().resolve_conj().resolve_neg().numpy().copy()
         return found
     return None
+
+
+def _need_numpy() -> None:
+    try:
+        import numpy as np  # noqa: F401
+    except ImportError:
+        raise BackendError("Copies are kept as arrays of NumPy, which is not installed.\n  pip install numpy; or leave out exact=True.") from None
