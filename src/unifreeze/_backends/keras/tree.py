@@ -107,7 +107,8 @@ def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
             if id(variable) not in below:
                 name = named.get(id(variable._value), variable.name) if named else variable.name
                 found.setdefault(id(variable), (name, (variable, trainables or variable._trainable)))
-    return list(found.values())
+    own = list(found.values())
+    return attributes.renamed(layer, own) if any(attributes.is_counted(name) for name, _ in own) else own
 
 
 def trains(variable: Any) -> bool:
