@@ -196,7 +196,8 @@ def _module_names(layer: Any) -> dict[int, str]:
 
 def _unique(named: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Tells siblings of one name apart, which Keras allows: ``fc``, ``fc_1``."""
-    if len(named) < 2 or len(taken := {name for name, _ in named}) == len(named):
+    taken = {name for name, _ in named}
+    if len(taken) == len(named):
         return named
     found: list[tuple[str, Any]] = []
     seen: dict[str, int] = {}
