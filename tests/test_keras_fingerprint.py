@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from unifreeze import freeze, guard
+from unifreeze import freeze, guard, summary
 from unifreeze._backends.keras import fingerprint as whole
 from unifreeze._backends.keras import folding
 from unifreeze.errors import FrozenMovedError
@@ -114,3 +114,41 @@ def test_what_is_compared_is_read_as_it_was_wherever_it_lies_now(monkeypatch: py
                 with pytest.raises(FrozenMovedError, match=r"base\.kernel"):
                     promise()
             kernel.assign(before)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other engines have no strings")
+def test_strings_are_read_as_what_they_say() -> None:
+    layer = keras.layers.Layer(name="words")
+    layer.words = keras.Variable(np.array(["frozen", "trained"] * 2_000, object), dtype="string", trainable=False, name="words")
+    layer.built = True
+    freezing = freeze(layer, inference="all").remember(exact=True)
+    shown = freezing.digest()
+    layer.words.assign(["frozen", "trained"] * 2_000)  # the same, in other places of memory
+    freezing.verify()
+    assert freezing.digest() == shown
+    layer.words.assign(["frozen", "trained"] * 1_999 + ["frozen", "thawed!"])
+    with pytest.raises(FrozenMovedError, match="words"):
+        freezing.verify()
+    assert freezing.digest() != shown
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="tensors of PyTorch")
+def test_tensors_that_numpy_can_not_show_are_read_by_the_backend_of_pytorch() -> None:
+    import torch
+
+    module = torch.nn.Linear(3, 3)
+    buffers = {"sparse": torch.eye(300).to_sparse(), "eight": torch.ones(300).to(torch.float8_e4m3fn), "turned": torch.ones(300, dtype=torch.complex64).conj()}
+    for name, tensor in buffers.items():
+        module.register_buffer(name, tensor)
+    layer = keras.layers.TorchModuleWrapper(module, name="base")
+    freezing = freeze(layer, inference="all").remember(exact=True)
+    freezing.verify()
+    assert freezing.digest() == freeze(layer, inference="all").digest()
+    assert summary(layer).to_dict()["totals"]["bytes_buffers"] == 300 * (8 + 8 + 4) + 300 + 300 * 8
+    for name, moved in {"sparse": module.sparse._values(), "eight": module.eight.view(torch.uint8), "turned": module.turned.conj()}.items():
+        before = moved.clone()
+        moved[7] += 1
+        with pytest.raises(FrozenMovedError, match=name):
+            freezing.verify()
+        moved.copy_(before)
+    freezing.verify()

@@ -321,6 +321,45 @@ def test_layers_of_a_model_of_ones_own_have_the_names_of_its_attributes() -> Non
         assert len(which_moved([model.scale, *model.heads["right"].weights, *model.encoder.weights], others)) == 7
 
 
+class Linear(L.Layer):
+    """As Keras's guide to layers of one's own writes it: no weight has a name. Keras calls them ``variable_7``, after what was made before."""
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.w = self.add_weight(shape=(shape[-1], 4), initializer="random_normal")
+        self._bias = self.add_weight(shape=(4,), initializer="zeros")
+        self.scales = [self.add_weight(shape=(4,), initializer="ones") for _ in range(2)]
+        self.shifts = {"left": self.add_weight(shape=(4,), initializer="zeros")}
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.named = self.add_weight(shape=(4,), name="offset")
+        self.add_weight(shape=(4,), initializer="ones")
+        self.add_weight(shape=(4,), initializer="ones")
+
+    def call(self, inputs: Any) -> Any:
+        out = keras.ops.matmul(inputs, self.w) * self.scales[0] * self.scales[1]
+        for one in (self._bias, self.shifts["left"], self.named, *self.trainable_variables[-2:]):
+            out = out + one
+        return out
+
+
+def test_weights_without_a_name_have_the_names_of_their_attributes() -> None:
+    digests = set()
+    for _ in range(2):
+        model = compiled(keras.Sequential([keras.Input((4,)), Linear(name="linear"), L.Dense(4, name="head")]))
+        layer = model.get_layer("linear")
+        freezing = freeze(model, layers="linear")
+        digests.add(freezing.digest().plan)
+        own = ("w", "bias", "scales_0", "scales_1", "shifts_left", "offset", "variable", "variable_1")
+        assert freezing.frozen == tuple(f"linear.{name}" for name in own)
+        unfreeze(model)
+        assert freeze(model, params=["w", "scales_*"]).frozen == ("linear.w", "linear.scales_0", "linear.scales_1")
+        still, others = [layer.w, *layer.scales], [layer._bias, layer.shifts["left"], layer.named, *layer.trainable_variables[-2:]]
+        before, rest = look(still), look(others)
+        model.train_on_batch(X, Y)
+        assert not which_moved(still, before)
+        assert len(which_moved(others, rest)) == 5
+    assert len(digests) == 1, "the second build of the same architecture has the digest of the first"
+
+
 def test_a_weight_of_the_model_itself() -> None:
     model = compiled(Residual())
     model(X)
@@ -379,6 +418,29 @@ def test_an_unbuilt_part_is_refused_and_nothing_changes() -> None:
     base.build((None, 4))
     freeze(base, layers="nested.inner")
     assert moved_layers(compiled(base), lambda: base.train_on_batch(X, Y)) == {"a"}
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only where JAX computes can a function of JAX be a layer without TensorFlow")
+def test_a_function_of_jax_as_a_layer() -> None:
+    import jax.numpy as jnp
+
+    def call(params: Any, state: Any, inputs: Any, training: bool) -> Any:
+        out = inputs @ params["w"] + params["b"]
+        return out - state["mean"], {"mean": 0.9 * state["mean"] + 0.1 * out.mean(0)} if training else state
+
+    params, state = {"w": jnp.eye(4), "b": jnp.zeros(4)}, {"mean": jnp.zeros(4)}
+    model = compiled(keras.Sequential([keras.Input((4,)), L.JaxLayer(call, params=params, state=state, name="net"), L.Dense(4, name="b")]))
+    model.train_on_batch(X, Y)
+    variables = model.get_layer("net").weights
+    freezing = freeze(model, layers="net")
+    assert freezing.frozen == ("net.params_b", "net.params_w")
+    before = look(variables)
+    model.train_on_batch(X, Y)
+    assert not which_moved(variables, before), "neither what is trained nor the state moves"
+    freezing.verify()
+    freezing.undo()
+    model.train_on_batch(X, Y)
+    assert len(which_moved(variables, before)) == 3
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="only the torch backend wraps torch modules")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from unifreeze._backends.torch import BACKEND
 from unifreeze._backends.torch.folding import folded_there
@@ -61,6 +65,61 @@ def test_a_mark_is_of_the_values_in_their_order_not_of_how_they_lie() -> None:
     assert BACKEND.marks([small.T]) == BACKEND.marks([small.T.contiguous()])
 
 
+TURNED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"conjugated": torch.conj, "negated": torch._neg_view}
+
+
+@pytest.mark.parametrize("size", [1, 100, 70_003])
+@pytest.mark.parametrize("way", TURNED)
+def test_a_view_that_turns_its_numbers_is_read_as_what_it_means(way: str, size: int) -> None:
+    tensor = torch.randn(size, dtype=torch.complex64 if way == "conjugated" else torch.float32)
+    turned = TURNED[way](tensor)
+    plain = torch.from_numpy(turned.resolve_conj().resolve_neg().numpy().copy())
+    for take in (BACKEND.marks, BACKEND.fingerprints):
+        assert take([turned]) == take([plain]) != take([tensor])
+        assert take([TURNED[way](turned)]) == take([tensor])
+
+
+class Inside(torch.Tensor):
+    """A tensor that keeps another one, and no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Self:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*tree_map(lambda one: one.inner if isinstance(one, Inside) else one, args), **(kwargs or {}))
+        return Inside(found) if isinstance(found, torch.Tensor) else found
+
+
+def test_what_has_no_memory_of_its_own_is_not_read_from_there() -> None:
+    """At address 0, where reading ends the process."""
+    for size in (5, 500, 70_003):
+        inner = torch.ones(size)
+        for take in (BACKEND.marks, BACKEND.fingerprints):
+            before = take([Inside(inner)])
+            inner[-1] += 1
+            assert take([Inside(inner)]) != before
+            inner[-1] -= 1
+            assert take([Inside(inner)]) == before != [None]
+        given_back = torch.ones(size)
+        given_back.untyped_storage().resize_(0)
+        assert BACKEND.marks([given_back]) == BACKEND.fingerprints([given_back]) == [None]
+
+
+@pytest.mark.parametrize("size", [5, 500, 70_003])
+def test_values_are_read_where_a_mode_only_pretends_to_compute(size: int) -> None:
+    tensors = [torch.randn(size), torch.randn(size, 2).T]
+    takes = (BACKEND.marks, BACKEND.fingerprints, lambda arrays: [BACKEND.values(array).tobytes() for array in arrays])
+    before = [take(tensors) for take in takes]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert [take(tensors) for take in takes] == before
+        assert BACKEND.marks([torch.ones(size)]) == [None]
+
+
 def test_what_has_no_plain_bytes_is_not_marked() -> None:
     sparse, rounded = torch.eye(30).to_sparse(), torch.quantize_per_tensor(torch.randn(300), 0.1, 0, torch.qint8)
     odd = [sparse, rounded, torch.empty(300, device="meta"), torch.nn.Parameter(torch.randn(300)), None]
@@ -76,7 +135,7 @@ if {without}: sys.modules["numpy"] = None
 import torch
 from torch import nn
 from unifreeze import freeze, summary
-from unifreeze.errors import FrozenMovedError
+from unifreeze.errors import BackendError, FrozenMovedError
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 2))
 freezing = freeze(model, layers="0")
@@ -88,6 +147,11 @@ try:
     freezing.verify()
 except FrozenMovedError as moved:
     print(moved)
+try:
+    freezing.remember(exact=True)
+    assert not {without}
+except BackendError as error:
+    assert {without} and "pip install numpy" in str(error)
 """
 
 

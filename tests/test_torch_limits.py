@@ -310,6 +310,11 @@ def test_meta_modules_are_frozen_and_verified_once_they_have_values(assign: bool
     model.stem.norm.running_mean.add_(1)
     with pytest.raises(FrozenMovedError, match=r"stem\.norm\.running_mean: moved"):
         freezing.verify()
+    model.stem.norm.weight.data.add_(1)
+    with pytest.raises(FrozenMovedError) as caught:
+        freezing.verify()
+    causes = {move.path: move.cause for move in caught.value.moves}
+    assert causes["stem.norm.weight"] != "replaced", "it is the array that was remembered"
 
 
 # A wrapper that was not given.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unifreeze import apply, audit, freeze, guard, record, summary, unfreeze
-from unifreeze.errors import FrozenMovedError
+from unifreeze.errors import BackendError, FrozenMovedError
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "coo": torch.Tensor.to_sparse,
@@ -85,3 +85,76 @@ def test_a_sparse_buffer_is_part_of_what_is_promised(layout: str) -> None:
     with pytest.raises(FrozenMovedError, match="adjacency"):
         whole.verify()
     assert audit(model).ok
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_beside_a_sparse_tensor_in_memory_is_no_part_of_it(layout: str) -> None:
+    made, memory = LAYOUTS[layout](torch.eye(8)), torch.ones(2 * 64)
+    values = memory[: stored(made).numel()].view_as(stored(made))
+    if layout == "coo":
+        matrix = torch.sparse_coo_tensor(made._indices(), values, made.shape)
+    else:
+        rows = (made.crow_indices(), made.col_indices()) if layout in {"csr", "bsr"} else (made.ccol_indices(), made.row_indices())
+        matrix = torch.sparse_compressed_tensor(*rows, values, made.shape, layout=made.layout)
+    model = nn.Module()
+    model.register_buffer("adjacency", matrix)
+    model.layer = nn.Linear(2, 2)
+    freezing = freeze(model)
+    memory[-1] = 7
+    freezing.verify()
+    memory[0] = 7
+    with pytest.raises(FrozenMovedError, match="adjacency"):
+        freezing.verify()
+
+
+def test_the_same_numbers_in_another_layout_are_another_matrix() -> None:
+    matrix = torch.eye(8)
+    matrix[0, 1] = 2
+    model = nn.Module()
+    model.register_buffer("adjacency", matrix.to_sparse_csr())
+    model.layer = nn.Linear(2, 2)
+    freezing = freeze(model)
+    rows = model.adjacency
+    model.adjacency = torch.sparse_csc_tensor(rows.crow_indices(), rows.col_indices(), rows.values(), rows.shape)  # transposed, of the same parts
+    with pytest.raises(FrozenMovedError, match="adjacency"):
+        freezing.verify()
+
+
+ODD: dict[str, Callable[[], torch.Tensor]] = {
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged),
+    "mkldnn": lambda: torch.ones(6, 3).to_mkldnn(),
+    "half a byte": lambda: torch.ones(18, dtype=torch.uint8).view(torch.uint4),
+    "half complex": lambda: torch.ones(18, dtype=torch.complex32),
+}
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning", "ignore:The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_numpy_can_not_show_are_frozen_and_proven(kind: str) -> None:
+    model = nn.Module()
+    model.register_buffer("table", ODD[kind]())
+    model.layer = nn.Linear(3, 2)
+    freezing = freeze(model).remember(exact=True)
+    assert "Buffers: 18 " in str(summary(model))
+    assert freezing.digest() == freeze(model).digest()
+    assert apply(model, record(model, values=True).to_json()).frozen == freezing.frozen
+    if kind == "jagged":
+        model.table._get_max_seqlen()  # noted at the first use; no value has moved
+    freezing.verify()
+    with guard(model, exact=True):
+        pass
+    if kind == "jagged":
+        assert summary(model).to_dict()["totals"]["bytes_buffers"] == 18 * 4 + 3 * 8
+        model.table.values()[0] += 1
+    else:
+        model.table = ODD[kind]()[:5] if kind != "mkldnn" else torch.zeros(6, 3).to_mkldnn()
+    with pytest.raises(FrozenMovedError, match="table"):
+        freezing.verify()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning")
+def test_a_nested_tensor_without_a_shape_is_refused_in_plain_words() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Module())
+    model[1].register_buffer("table", torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]))
+    with pytest.raises(BackendError, match=r"Module at '1' has nested tensors(.|\n)*table(.|\n)*layout=torch\.jagged"):
+        freeze(model, layers="0")

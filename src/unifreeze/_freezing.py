@@ -154,7 +154,8 @@ class Freezing:
         if missing:
             raise ArgumentError(f"This is not the model of the Freezing of {self._label}.\n  it has no {missing[0]}")
         arrays, rows = {path: there[path] for path in self._fingerprints}, self._state.rows
-        return replace(self, _fingerprints=marks(self._backend, arrays, rows), _copies=copies(self._backend, arrays, rows) if exact else {})
+        ids = {path: id(there[path]) for path in self._ids} if model is None or model is self.model else self._ids
+        return replace(self, _fingerprints=marks(self._backend, arrays, rows), _ids=ids, _copies=copies(self._backend, arrays, rows) if exact else {})
 
     def digest(self, model: object = None) -> Digest:
         """Returns short texts that name what is frozen (``plan``) and its bytes (``values``), to log, and to compare across restarts and ranks.

@@ -55,7 +55,7 @@ def _marked(asked: tuple[Any, Hashable]) -> Hashable:
     seen, like = asked
     if seen is None or (_stays_there(seen) if like is None else not isinstance(like, Mark)):
         return _digest(seen)
-    plain = _as_numpy(seen)
+    plain = _read_whole(seen)
     if plain.flags.c_contiguous:
         with contextlib.suppress(ValueError):  # of a type that no buffer can say, such as bfloat16
             return mark(plain.data)
@@ -104,7 +104,7 @@ def _octets(seen: Any) -> NDArray[np.uint8]:
     if _stays_there(seen) and nbytes(seen) > _SMALL:
         with contextlib.suppress(Exception):  # of a type that the engine can't take apart; each has its own way to say so
             return folded_there(seen)
-    octets = _plain(_as_numpy(seen))
+    octets = _plain(_read_whole(seen))
     return octets if octets.nbytes <= _SMALL else folded_bytes(octets)
 
 
@@ -113,12 +113,37 @@ def _plain(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def values(array: Any) -> NDArray[Any] | None:
-    """Returns a copy of a variable's values; ``None`` where a running fit holds them."""
+    """Returns a copy of a variable's values; ``None`` where a running fit holds them, of strings, and of what NumPy can't show."""
     value = _seen(_value(array))
     if value is None:
         return None
-    found = np.array(_as_numpy(value))
+    try:
+        found = np.array(_as_numpy(value))
+    except (RuntimeError, TypeError):
+        if _on_torch(value):
+            return None
+        raise
+    if found.dtype.hasobject:
+        return None
     return found.astype(np.float32) if found.dtype.kind == "V" or found.dtype.name.startswith(("bfloat16", "float8")) else found
+
+
+def _read_whole(seen: Any) -> NDArray[Any]:
+    """An array of numbers with the bytes that count; of strings, which are kept elsewhere, and of a tensor that NumPy can't show, bytes that tell of them."""
+    try:
+        found = _as_numpy(seen)
+    except (RuntimeError, TypeError):
+        if not _on_torch(seen):
+            raise
+        from unifreeze._backends.torch.fingerprint import fingerprint as by_torch
+
+        return np.frombuffer(repr(by_torch(seen)).encode(), np.uint8)
+    return np.frombuffer(repr(found.tolist()).encode(), np.uint8) if found.dtype.hasobject else found
+
+
+def _on_torch(seen: Any) -> bool:
+    """Whether it is a tensor of PyTorch, of which NumPy can't show every kind: sparse ones, conjugated views, eight-bit floating point."""
+    return keras.backend.backend() == "torch" and not isinstance(seen, np.ndarray)
 
 
 def _as_numpy(seen: Any) -> NDArray[Any]:

@@ -107,7 +107,8 @@ def variables(layer: Any) -> list[tuple[str, tuple[Any, bool]]]:
             if id(variable) not in below:
                 name = named.get(id(variable._value), variable.name) if named else variable.name
                 found.setdefault(id(variable), (name, (variable, trainables or variable._trainable)))
-    return list(found.values())
+    own = list(found.values())
+    return attributes.renamed(layer, own) if any(attributes.is_counted(name) for name, _ in own) else own
 
 
 def trains(variable: Any) -> bool:
@@ -166,9 +167,12 @@ def _parameter(path: str, variable: Any, status: Status, its_role: str, untraina
 
 
 def _tensor(path: str, tensor: Any) -> Parameter:
+    from unifreeze._backends.torch.stored import extent
+
     name = path.rpartition(".")[2]
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Parameter(path, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size(), "buffer", _BUFFER_ROLES.get(name, name), tensor)
+    shape, nbytes = extent(tensor)
+    return Parameter(path, shape, dtype, nbytes, "buffer", _BUFFER_ROLES.get(name, name), tensor)
 
 
 @cache
@@ -192,7 +196,8 @@ def _module_names(layer: Any) -> dict[int, str]:
 
 def _unique(named: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Tells siblings of one name apart, which Keras allows: ``fc``, ``fc_1``."""
-    if len(named) < 2 or len(taken := {name for name, _ in named}) == len(named):
+    taken = {name for name, _ in named}
+    if len(taken) == len(named):
         return named
     found: list[tuple[str, Any]] = []
     seen: dict[str, int] = {}

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from unifreeze.plugin import Layer, Parameter, Rows, State, Status, UnbuiltModelError
+from unifreeze.plugin import BackendError, Layer, Parameter, Rows, State, Status, UnbuiltModelError
 from unifreeze.plugin import role as common_role
 
 from .pin import held, parametrizations
 from .rows import frozen_rows
+from .stored import extent
 from .wrappers import unwrapped
 
 _KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -38,14 +39,6 @@ _HOMES = {"torch.nn.modules.activation": "activation", "torch.nn.modules.pooling
 _LEAF_NAMES = (("rmsnorm", "rms_norm"), ("layernorm", "layer_norm"), ("groupnorm", "group_norm"), ("dropout", "dropout"), ("droppath", "dropout"))
 _VAGUE = ("other", "container")
 _UNSURE = ("conv", *_VAGUE)
-_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
-_SPARSE = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: _ROWS,
-    torch.sparse_bsr: _ROWS,
-    torch.sparse_csc: _COLUMNS,
-    torch.sparse_bsc: _COLUMNS,
-}
 _BUFFER_ROLES = {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"}
 
 Named = Mapping[str, torch.Tensor | None]
@@ -136,7 +129,7 @@ def _layer(path: str, native: nn.Module, children: list[Layer] | None, kept: dic
             native,
         )
     except RuntimeError as error:
-        raise _unbuilt(path, module) or error from None
+        raise _unbuilt(path, module) or _nested(path, module) or error from None
 
 
 def _with_parametrizations(module: nn.Module, inner: nn.ModuleDict) -> tuple[Named, Named]:
@@ -152,20 +145,16 @@ def _parameters(prefix: str, kind: str, named: Named, kept: dict[int, Rows]) -> 
         if array is not None:
             dtype, untrainable, role = _described(kind, name, array.dtype)
             status: Status = "trainable" if array.requires_grad else "frozen"
-            made.append(Parameter(prefix + name, tuple(array.shape), dtype, _nbytes(array), status, role, array, untrainable))
+            shape, nbytes = extent(array)
+            made.append(Parameter(prefix + name, shape, dtype, nbytes, status, role, array, untrainable))
             if kept and array.requires_grad:
                 made[-1].rows = kept.get(id(array))
     return made
 
 
 def _buffer(path: str, role: str, array: torch.Tensor) -> Parameter:
-    return Parameter(path, tuple(array.shape), _dtype(array.dtype)[0], _nbytes(array), "buffer", role, array)
-
-
-def _nbytes(array: torch.Tensor) -> int:
-    """The bytes of a tensor; of a sparse one, those of its indices and values, which PyTorch does not tell."""
-    parts = _SPARSE.get(array.layout)
-    return array.nbytes if parts is None else sum(getattr(array, part)().nbytes for part in parts)
+    shape, nbytes = extent(array)
+    return Parameter(path, shape, _dtype(array.dtype)[0], nbytes, "buffer", role, array)
 
 
 def _buffer_role(module: nn.Module, name: str, array: torch.Tensor) -> str:
@@ -225,4 +214,15 @@ def _unbuilt(path: str, module: nn.Module) -> UnbuiltModelError | None:
         f"{type(module).__name__}{f' at {path!r}' if path else ''} is not built yet.\n"
         f"  {', '.join(lazy)}: no shape before the first forward pass\n"
         "  Run the model once on a batch, model(x), and then freeze."
+    )
+
+
+def _nested(path: str, module: nn.Module) -> BackendError | None:
+    nested = [name for name, array in [*module._parameters.items(), *module._buffers.items()] if array is not None and array.is_nested]
+    if not nested:
+        return None
+    return BackendError(
+        f"{type(module).__name__}{f' at {path!r}' if path else ''} has nested tensors, of which PyTorch tells no shape.\n"
+        f"  {', '.join(nested)}: nested, with layout=torch.strided\n"
+        "  Make them with layout=torch.jagged, which can be read."
     )
