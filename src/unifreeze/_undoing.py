@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
@@ -19,17 +20,25 @@ class _Revert:
 
     Attributes:
         undo: Undoes this call alone.
-        scope: The paths that it concerns, and the arrays and layers there by identity: another model may hold the same ones.
+        request: What was asked for. It keeps the arrays and layers, lest a later one has the identity of one that is gone.
         entries: All calls on the model that are not undone, in order.
         done: Whether it has been undone.
         number: Which of all calls it is.
     """
 
     undo: Callable[[], None]
-    scope: frozenset[Hashable]
+    request: Request
     entries: _Calls
     done: bool = False
     number: int = field(default_factory=lambda: next(_NUMBERS))
+
+    @cached_property
+    def scope(self) -> frozenset[Hashable]:
+        """The paths of the model that it concerns, and the arrays and layers there by identity: another model may hold the same ones. Worked out when asked."""
+        nodes, paths = list(self.request.tree.walk()), self.request.parameters | self.request.layers
+        arrays = [id(p.array) for node in nodes for p in node.parameters if p.path in self.request.parameters and p.array is not None]
+        layers = [id(node.native) for node in nodes if node.path in self.request.layers and node.native is not None]
+        return frozenset([*arrays, *layers, *((id(self.entries), path) for path in paths)])
 
     def __call__(self) -> None:
         if self.done:
@@ -41,8 +50,9 @@ class _Revert:
 
     def _with_later_ones(self) -> list[_Revert]:
         """This call and the later ones on the same layers, and those on the same layers as one of these, in order."""
-        found, scope = [], set(self.scope)
-        for one in sorted((one for calls in _all.values() for one in calls if one.number >= self.number), key=lambda one: one.number):
+        later = sorted((one for calls in _all.values() for one in calls if one.number > self.number), key=lambda one: one.number)
+        found, scope = [self], set(self.scope if later else ())
+        for one in later:
             if not scope.isdisjoint(one.scope):
                 found.append(one)
                 scope |= one.scope
@@ -66,12 +76,5 @@ def after_later_ones(model: object, undo: Callable[[], None], request: Request) 
     except TypeError:  # a model that can't be referred to weakly
         entries = _Calls()
     _all[id(entries)] = entries
-    entries.append(_Revert(undo, _scope(model, request), entries))
+    entries.append(_Revert(undo, request, entries))
     return entries[-1]
-
-
-def _scope(model: object, request: Request) -> frozenset[Hashable]:
-    nodes = list(request.tree.walk())
-    arrays = {id(p.array) for node in nodes for p in node.parameters if p.path in request.parameters and p.array is not None}
-    layers = {id(node.native) for node in nodes if node.path in request.layers and node.native is not None}
-    return frozenset({(id(model), path) for path in request.parameters | request.layers} | arrays | layers)
