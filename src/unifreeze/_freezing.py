@@ -79,7 +79,8 @@ class Freezing:
     def undo(self) -> Freezing:
         """Restores exactly what was there before this call, and says how things stand then. The second call changes nothing more.
 
-        Later calls on the same layers are undone with it, in the opposite order, as nested ``with`` blocks do; those on other layers stay.
+        Later calls on the same layers are undone with it, in the opposite order, as nested ``with`` blocks do, also those through another model that
+        holds them; those on other layers stay.
         """
         with undisturbed():
             self._revert()
