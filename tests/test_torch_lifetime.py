@@ -38,6 +38,17 @@ def test_a_model_does_not_outlive_its_last_user() -> None:
     assert kept() is None
 
 
+def test_weights_that_are_not_frozen_do_not_outlive_their_replacement() -> None:
+    """A large model is often loaded or sharded anew after the freeze, and has no room for both."""
+    model = net()
+    freezing = freeze(model, layers="0")
+    kept = ref(model[2].weight)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    gc.collect()
+    assert kept() is None
+    assert freezing.frozen == ("0.weight", "0.bias")
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded], ids=["deepcopy", "pickle", "save"])
 def test_a_module_that_keeps_its_freezing_is_copied_with_it(copied: Callable[[Any], Any]) -> None:
     model = net()

@@ -20,25 +20,24 @@ class _Revert:
 
     Attributes:
         undo: Undoes this call alone.
-        request: What was asked for. It keeps the arrays and layers, lest a later one has the identity of one that is gone.
+        paths: The paths that it concerns.
+        concerned: The arrays and layers there, and no others: the rest of the model may be replaced, and its memory given back.
         entries: All calls on the model that are not undone, in order.
         done: Whether it has been undone.
         number: Which of all calls it is.
     """
 
     undo: Callable[[], None]
-    request: Request
+    paths: frozenset[str]
+    concerned: list[object]
     entries: _Calls
     done: bool = False
     number: int = field(default_factory=lambda: next(_NUMBERS))
 
     @cached_property
     def scope(self) -> frozenset[Hashable]:
-        """The paths of the model that it concerns, and the arrays and layers there by identity: another model may hold the same ones. Worked out when asked."""
-        nodes, paths = list(self.request.tree.walk()), self.request.parameters | self.request.layers
-        arrays = [id(p.array) for node in nodes for p in node.parameters if p.path in self.request.parameters and p.array is not None]
-        layers = [id(node.native) for node in nodes if node.path in self.request.layers and node.native is not None]
-        return frozenset([*arrays, *layers, *((id(self.entries), path) for path in paths)])
+        """What it concerns, by path and by identity: another model may hold the same arrays and layers. Worked out when there are later calls."""
+        return frozenset([*map(id, self.concerned), *((id(self.entries), path) for path in self.paths)])
 
     def __call__(self) -> None:
         if self.done:
@@ -76,5 +75,11 @@ def after_later_ones(model: object, undo: Callable[[], None], request: Request) 
     except TypeError:  # a model that can't be referred to weakly
         entries = _Calls()
     _all[id(entries)] = entries
-    entries.append(_Revert(undo, request, entries))
+    entries.append(_Revert(undo, request.parameters | request.layers, _concerned(request), entries))
     return entries[-1]
+
+
+def _concerned(request: Request) -> list[object]:
+    nodes = list(request.tree.walk())
+    arrays = [p.array for node in nodes for p in node.parameters if p.path in request.parameters and p.array is not None]
+    return arrays + [node.native for node in nodes if node.path in request.layers and node.native is not None]
